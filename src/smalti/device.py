@@ -1,0 +1,137 @@
+"""The one place that decides where tensors live and in which precision products are taken."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import mmap
+import platform
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from smalti.errors import UserError
+
+LEAST_ROOMY = 4 << 20  # bytes: two huge pages
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is the first CUDA device, else Apple's, else the processor. Raises UserError when `name` is not here."""
+    keep_freed_memory()
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} is not on this machine; use cpu or auto") from error
+    return device
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let the C library keep blocks that are freed, instead of giving every large one back to the system.
+
+    A step on a processor makes and drops hundreds of tensors of some megabytes; fetching their pages anew each time
+    costs a tenth of the step and more. Only glibc is asked, which is what Linux usually has.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    mallopt(m_mmap_threshold, 1 << 30)
+    mallopt(m_trim_threshold, (1 << 31) - 1)
+
+
+@cache
+def multiplies_bf16(device_type: str) -> bool:
+    """Whether the hardware multiplies bf16 natively: AMX or AVX512-BF16 processors, Ampere and later GPUs."""
+    if device_type == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    if device_type == "cpu":
+        # torch has no public question for this; a build that lacks these two answers no
+        asks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        return any(getattr(torch.cpu, ask, lambda: False)() for ask in asks)
+    return False
+
+
+def product_dtype(device: torch.device, precision: Precision = "auto") -> torch.dtype:
+    """The dtype that convolutions and matrix products run in."""
+    if precision == "auto":
+        return torch.bfloat16 if multiplies_bf16(device.type) else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: Precision = "auto") -> Iterator[None]:
+    """Products in `product_dtype`, everything else as it is written."""
+    dtype = product_dtype(device, precision)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        yield
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """fp32 inside an autocast region: distances, losses and softmaxes over codes."""
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+def decoding_dtype(device: torch.device, rows: int) -> torch.dtype:
+    """The dtype of products while decoding one token at a time.
+
+    Where tiles do the multiplying (AMX), a handful of rows leaves them nearly empty and fp32 is quicker.
+    """
+    if device.type == "cpu" and rows < 8 and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
+        return torch.float32
+    return product_dtype(device)
+
+
+def roomy(shape: Sequence[int], device: torch.device) -> Tensor:
+    """An fp32 tensor of zeros for much memory that is read in small pieces, such as a cache of keys and values.
+
+    On Linux it lies in huge pages where the system grants them: looking up small ones would cost as much as reading.
+    """
+    size = 4 * math.prod(shape)
+    if device.type != "cpu" or size < LEAST_ROOMY or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(tuple(shape), device=device)
+    memory = mmap.mmap(-1, size)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32).view(tuple(shape))
+
+
+def processor_name() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was asked, before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory used so far, in GiB: the device's own, or this process's on a processor (0 where unknown)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
