@@ -1,0 +1,144 @@
+"""What a source is: numbered examples, what they look like, and a fingerprint that tells when they changed.
+
+Importing this does not import torch: the processes that read files do without, and start quickly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from smalti.config import SignalSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Item:
+    """One example: `pixels` uint8 (C, H, W) in the source's shape; `label` is a place in the source's `labels`."""
+
+    pixels: Tensor
+    label: int | None
+    text: tuple[str, ...]
+    name: str
+
+
+class Source(ABC):
+    """Examples 0 … len - 1, every one in the shape of `signal`.
+
+    `item` raises BrokenFile where a file cannot be read; what is known to be broken stands in `broken` as
+    (name, reason). `fingerprint` changes when any example does.
+    """
+
+    name: str
+    signal: SignalSpec
+    labels: tuple[str, ...]
+    fingerprint: str
+    broken: Sequence[tuple[str, str]] = ()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def item(self, i: int) -> Item: ...
+
+    def raster(self, i: int) -> np.ndarray:
+        """The pixels of example i as an array; what the processes that read files call."""
+        return self.item(i).pixels.numpy()
+
+    def name_of(self, i: int) -> str:
+        """What to call example i in a message."""
+        return f"{self.name}/{i}"
+
+    def named(self, broken: Mapping[int, str]) -> list[tuple[str, str]]:
+        """(name, reason) for broken examples given as index -> reason."""
+        return [(self.name_of(i), reason) for i, reason in sorted(broken.items())]
+
+    def pixels(self) -> Tensor | None:
+        """All examples as uint8 (N, C, H, W) where they are in memory anyway, else None."""
+        return None
+
+    @property
+    def label_ids(self) -> Tensor | None:
+        """int64 (N,), or None when the source has no labels."""
+        return None
+
+    @property
+    def pixels_key(self) -> str:
+        """Changes when any picture, or the way it is brought to shape, does."""
+        return self.fingerprint
+
+    def text(self, i: int) -> tuple[str, ...]:
+        """The texts that belong to example i; () when there are none."""
+        return ()
+
+    @property
+    def has_text(self) -> bool:
+        """Whether any example has a text."""
+        return False
+
+
+class MemorySource(Source):
+    """Pictures already in memory: uint8 (N, C, H, W), with labels int64 (N,) or without."""
+
+    def __init__(
+        self,
+        name: str,
+        pixels: Tensor,
+        label_ids: Tensor | None = None,
+        labels: tuple[str, ...] = (),
+    ) -> None:
+        if str(pixels.dtype) != "torch.uint8" or pixels.ndim != 4:
+            raise ValueError(f"pixels must be uint8 (N, C, H, W), not {pixels.dtype} {tuple(pixels.shape)}")
+        self.name = name
+        self.signal = SignalSpec(channels=pixels.shape[1], shape=tuple(pixels.shape[2:]))
+        self.labels = labels
+        self._pixels = pixels
+        self._label_ids = label_ids
+        digest = hashlib.sha256(repr((tuple(pixels.shape), labels)).encode())
+        digest.update(np.ascontiguousarray(pixels.numpy()).data)
+        if label_ids is not None:
+            digest.update(np.ascontiguousarray(label_ids.numpy()).data)
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def item(self, i: int) -> Item:
+        label = None if self._label_ids is None else int(self._label_ids[i])
+        return Item(self._pixels[i], label, (), self.name_of(i))
+
+    def pixels(self) -> Tensor:
+        return self._pixels
+
+    @property
+    def label_ids(self) -> Tensor | None:
+        return self._label_ids
+
+
+def held_out(contents: Sequence[bytes], share: float) -> np.ndarray:
+    """bool (N,): which examples to hold out, about `share` of them and at least one; equal contents stay together.
+
+    Examples are taken in the order of a hash of their contents until the share is reached: no seed, no dependence on
+    the order of files, and a picture added later moves at most a few others.
+    """
+    hashes = [hashlib.blake2b(content, digest_size=16).digest() for content in contents]
+    kinds = sorted(set(hashes))
+    if share <= 0 or len(kinds) < 2:
+        return np.zeros(len(hashes), dtype=bool)
+    counts: dict[bytes, int] = dict.fromkeys(kinds, 0)
+    for each in hashes:
+        counts[each] += 1
+    wanted, taken, chosen = max(1, round(share * len(hashes))), 0, set()
+    for kind in kinds[:-1]:  # something must be left to train on
+        if taken >= wanted:
+            break
+        chosen.add(kind)
+        taken += counts[kind]
+    return np.array([each in chosen for each in hashes])

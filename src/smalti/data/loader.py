@@ -1,0 +1,119 @@
+"""Batches in their order: shuffled and without end for training, once through for measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from smalti.data.augment import TEXT, augment
+from smalti.data.batch import Batch
+from smalti.data.example import Source
+from smalti.data.image import to_signal
+from smalti.data.order import indices, uniform
+from smalti.data.pixels import open_pixels
+from smalti.data.sources import DataConfig
+from smalti.errors import UserError
+
+
+class Loader:
+    """Training batches of `batch` examples in all, for step `start`, `start` + 1, …
+
+    Rank r of `ranks` gets rows r·batch/ranks and on. What a step holds is a pure function of (source, config, batch,
+    seed, step), whatever was loaded before and however many ranks there are. Iterate it once; close it, or use it as
+    a context, to end its processes.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        config: DataConfig,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        augment: bool = False,
+        start: int = 0,
+    ) -> None:
+        if batch < 1 or batch % ranks:
+            raise UserError(f"a batch of {batch} cannot be shared equally by {ranks} processes")
+        self.source = source
+        self.config = config
+        self.batch = batch
+        self.seed = seed
+        self.augment = augment
+        self.start = start
+        share = batch // ranks
+        self.rows = torch.arange(rank * share, (rank + 1) * share)
+        self._pixels = open_pixels(source, config.workers)
+
+    def __iter__(self) -> Iterator[Batch]:
+        requests = (indices(len(self.source), self.batch, step, self.seed)[self.rows] for step in count(self.start))
+        try:
+            for step, (taken, pixels) in zip(count(self.start), self._pixels.stream(requests), strict=False):
+                if self.augment:
+                    config = self.config
+                    pixels = augment(pixels, self.seed, step, self.rows, config.flip, config.shift)
+                choice = uniform(self.seed, step, self.rows, TEXT) if self.source.has_text else None
+                yield _batch(self.source, step, self.rows, taken, pixels, choice, self.seed)
+        finally:
+            self.close()
+
+    @property
+    def broken(self) -> list[tuple[str, str]]:
+        """(name, reason) of every file found broken so far."""
+        return self._pixels.broken_names
+
+    def close(self) -> None:
+        self._pixels.close()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def sweep(source: Source, config: DataConfig, batch: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+    """Every example once, in order and as it is, in batches of at most `batch`; broken pictures are left out.
+
+    Rank r of `ranks` gets every ranks-th example, and all of them when there are fewer. `rows` are the examples'
+    places in the source, `step` is the batch's number.
+    """
+    mine = torch.arange(len(source))
+    if len(source) >= ranks:
+        mine = mine[rank::ranks]
+    asked = mine.split(batch)
+    pixels = open_pixels(source, config.workers)
+    try:
+        for step, (taken, found) in enumerate(pixels.stream(asked)):
+            right = taken == asked[step]
+            if bool(right.any()):
+                taken = taken[right]
+                yield _batch(source, step, taken, taken, found[right])
+    finally:
+        pixels.close()
+
+
+def _batch(
+    source: Source,
+    step: int,
+    rows: Tensor,
+    taken: Tensor,
+    pixels: Tensor,
+    choice: Tensor | None = None,
+    seed: int = 0,
+) -> Batch:
+    """`choice` (B,) in [0, 1) says which of a picture's texts to take; None for the first."""
+    labels = source.label_ids
+    texts = None
+    if source.has_text:
+        places = [0.0] * len(taken) if choice is None else choice.tolist()
+        several = [source.text(i) or ("",) for i in taken.tolist()]
+        texts = [each[int(at * len(each))] for each, at in zip(several, places, strict=True)]
+    return Batch(step, rows, taken, to_signal(pixels), None if labels is None else labels[taken], texts, seed)

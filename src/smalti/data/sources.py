@@ -1,0 +1,149 @@
+"""Opening a source by its name: a folder of pictures, or a named set, split into train, validation and test."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveInt
+
+from smalti.config import Config, SignalSpec
+from smalti.data.example import Item, MemorySource, Source, held_out
+from smalti.data.fetch import cache_dir, obtain
+from smalti.data.folder import Folder, FolderSource, read_folder
+from smalti.data.image import Fit, fit, recolour
+from smalti.data.named import NAMED_SETS, Split
+from smalti.errors import UserError, nearest
+
+__all__ = ["DataConfig", "Item", "MemorySource", "Source", "SplitName", "describe", "open_source"]
+
+SplitName = Literal["train", "validation", "test"]
+TEST_SHARE = 0.1  # of a named set that has no test split of its own
+
+
+class DataConfig(Config):
+    """What to learn from, and how pictures are brought to one shape.
+
+    `source`: a folder or a named set. `shape` (H, W) and `channels`: None for what the source has. `fit`: how a
+    picture of other proportions gets into the shape. `flip`, `shift`: light augmentation of training pictures, a
+    random mirroring left to right and a random move by up to `shift` pixels, edges repeated. `validation`: the share
+    held out where the source has no validation split. `workers`: processes that read files, None to choose.
+    """
+
+    source: str = ""
+    shape: tuple[PositiveInt, PositiveInt] | None = None
+    channels: int | None = Field(default=None, ge=1, le=4)
+    fit: Fit = "crop"
+    flip: bool = False
+    shift: int = Field(default=0, ge=0)
+    validation: float = Field(default=0.05, ge=0, le=0.5)
+    workers: int | None = Field(default=None, ge=0)
+
+
+def open_source(config: DataConfig, split: SplitName = "train") -> Source:
+    """The examples of one split; fetches a named set that is not on this machine yet.
+
+    Raises UserError when there is no such folder or set, it has no pictures, or the split would be empty.
+    """
+    if split not in get_args(SplitName):
+        raise UserError(f"no split {split!r}; {nearest(str(split), get_args(SplitName))}")
+    source = _open_named(config, split) if _is_named(config) else _open_folder(config, split)
+    if not len(source):
+        why = "data.validation is 0" if config.validation == 0 else "at least two different pictures are needed"
+        raise UserError(f"{config.source}: nothing to hold out for the {split} split: {why}")
+    return source
+
+
+def describe(config: DataConfig) -> dict[str, Any]:
+    """What a source is, as plain values: its splits, labels and their counts, shape, licence, what is broken."""
+    about: dict[str, Any] = {"source": config.source}
+    if _is_named(config):
+        named = NAMED_SETS[config.source]
+        about |= {"title": named.title, "licence": named.licence, "attribution": named.attribution}
+        about["way"] = _read_named(config.source, str(cache_dir()))[1]
+    else:
+        folder = _read_folder(config)
+        sizes = Counter(f"{entry.seen.height}×{entry.seen.width}" for entry in folder.entries)
+        about |= {"sizes": dict(sizes.most_common(10)), "different_sizes": len(sizes)}
+        about["broken"] = [list(each) for each in folder.broken]
+    about["splits"] = {}
+    for split in get_args(SplitName):
+        try:
+            source = open_source(config, split)
+        except UserError:
+            if split == "train":
+                raise
+            continue
+        ids = source.label_ids
+        counts = [] if ids is None else torch.bincount(ids, minlength=len(source.labels)).tolist()
+        about["splits"][split] = {
+            "pictures": len(source),
+            "labels": dict(zip(source.labels, counts, strict=False)),
+            "with_text": sum(bool(source.text(i)) for i in range(len(source))) if source.has_text else 0,
+            "fingerprint": source.fingerprint,
+        }
+        about |= {"channels": source.signal.channels, "shape": list(source.signal.shape)}
+    return about
+
+
+def _is_named(config: DataConfig) -> bool:
+    """True for a named set, False for a folder that exists; a folder of a set's name must be given as ./NAME."""
+    name = config.source
+    if not name:
+        raise UserError(f"no data source given: name a folder of pictures, or one of {', '.join(NAMED_SETS)}")
+    if name in NAMED_SETS:
+        return True
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return False
+    if path.exists():
+        raise UserError(f"{name} is a file; a data source is a folder of pictures or a named set")
+    raise UserError(f"no folder {name}, and no data set of that name; {nearest(name, NAMED_SETS)}")
+
+
+def _open_folder(config: DataConfig, split: str) -> Source:
+    folder = _read_folder(config)
+    signal = SignalSpec(channels=config.channels or folder.channels, shape=config.shape or folder.shape)
+    return FolderSource(folder, split, folder.splits[split], signal, config.fit)
+
+
+def _read_folder(config: DataConfig) -> Folder:
+    return read_folder(Path(config.source).expanduser(), config.validation)
+
+
+def _open_named(config: DataConfig, split: str) -> Source:
+    splits, _ = _read_named(config.source, str(cache_dir()))
+    pixels, labels = splits["train" if split == "validation" else split]
+    if split != "test":
+        out = held_out([picture.tobytes() for picture in pixels], config.validation)
+        chosen = out if split == "validation" else ~out
+        pixels, labels = pixels[chosen], labels[chosen]
+    return MemorySource(
+        config.source, _conform(pixels, config), torch.from_numpy(labels.copy()), NAMED_SETS[config.source].labels
+    )
+
+
+@lru_cache(maxsize=2)
+def _read_named(name: str, cache: str) -> tuple[dict[str, Split], str]:
+    """The set's splits and the way they came; remembered, since train, validation and test are opened one by one."""
+    del cache  # only part of what is remembered by: another cache folder, another set of files
+    named = NAMED_SETS[name]
+    contents, way = obtain(name, named.files, named.ways, named.places)
+    splits = named.read(contents)
+    if "test" not in splits:
+        pixels, labels = splits["train"]
+        out = held_out([picture.tobytes() for picture in pixels], TEST_SHARE)
+        splits = {"train": (pixels[~out], labels[~out]), "test": (pixels[out], labels[out])}
+    return splits, way
+
+
+def _conform(pixels: np.ndarray, config: DataConfig) -> torch.Tensor:
+    """uint8 (N, c, h, w) -> uint8 (N, C, H, W) as the configuration asks; unchanged when it already is that."""
+    channels, shape = config.channels or pixels.shape[1], config.shape or pixels.shape[2:]
+    if (channels, *shape) == pixels.shape[1:]:
+        return torch.from_numpy(np.array(pixels))
+    return torch.stack([fit(recolour(torch.tensor(picture), channels), shape, config.fit) for picture in pixels])
