@@ -1,0 +1,265 @@
+"""A trained model in use: rebuilt from its folder, on any device, in batches, without gradients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smalti import checkpoint
+from smalti.config import Config, Examples, SignalSpec
+from smalti.device import autocast, pick_device
+from smalti.errors import UserError
+from smalti.paradigms.base import Paradigm
+from smalti.recipe import Recipe, parse
+from smalti.tokenizers.autoencoder import Autoencoder
+
+BATCH = 250  # signals at once, unless asked otherwise
+
+Labels = Tensor | Sequence[int | str] | int | str | None
+
+
+class Model:
+    """What every trained model has: the recipe that made it, what it was trained on, and where it runs."""
+
+    def __init__(self, recipe: Recipe, examples: Examples, paradigm: Paradigm, device: torch.device) -> None:
+        self.recipe, self.examples, self.device = recipe, examples, device
+        self.paradigm = paradigm.to(device).eval().requires_grad_(False)
+        self.figures: dict[str, Any] = {}
+        self.sha256 = ""
+
+    @property
+    def signal(self) -> SignalSpec:
+        return self.examples.signal
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.examples.labels
+
+
+class Tokenizer(Model):
+    """Cuts signals (B, C, *space) in [-1, 1] into codes int64 (B, Q, *grid), and lays them again."""
+
+    @property
+    def network(self) -> Autoencoder:
+        return self.paradigm.tokenizer  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """x (B, C, *space) in [-1, 1] -> codes int64 (B, Q, *grid). Raises UserError on a wrong shape."""
+        return self._in_batches(self.network.encode, x)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes int64 (B, Q, *grid) -> x (B, C, *space) in [-1, 1]. Raises UserError on codes out of range."""
+        return self._in_batches(self.network.decode, codes)
+
+    @torch.no_grad()
+    def latents(self, x: Tensor) -> Tensor:
+        """x (B, C, *space) -> (B, D, *grid), before the bottleneck."""
+        return self._in_batches(lambda part: self.network.latents(part).float(), x)
+
+    @torch.no_grad()
+    def decode_latents(self, z: Tensor) -> Tensor:
+        """(B, D, *grid) -> x (B, C, *space) in [-1, 1]."""
+        return self._in_batches(self.network.decode_latents, z)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """x -> codes -> x."""
+        return self.decode(self.encode(x))
+
+    def _in_batches(self, function: Any, values: Tensor) -> Tensor:
+        parts = values.split(BATCH) if len(values) else (values,)
+        with autocast(self.device):
+            return torch.cat([function(part.to(self.device)).to(values.device) for part in parts])
+
+
+class Generator(Model):
+    """Draws new signals: codes from a paradigm, laid by the tokenizer it carries."""
+
+    def __init__(
+        self, recipe: Recipe, examples: Examples, paradigm: Paradigm, device: torch.device, tokenizer: Tokenizer
+    ) -> None:
+        super().__init__(recipe, examples, paradigm, device)
+        self.tokenizer = tokenizer
+
+    @property
+    def options(self) -> Config:
+        """The paradigm's options as the recipe has them."""
+        return self.paradigm.config.sampling  # type: ignore[union-attr, return-value]
+
+    def sample(
+        self,
+        n: int,
+        condition: Labels = None,
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
+        seed: int = 0,
+        options: Config | None = None,
+    ) -> Tensor:
+        """New signals (n, C, *space) in [-1, 1]; see `sample_codes`."""
+        return self.tokenizer.decode(self.sample_codes(n, condition, known, mask, seed, options))
+
+    def sample_codes(
+        self,
+        n: int,
+        condition: Labels = None,
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
+        seed: int = 0,
+        options: Config | None = None,
+        batch: int = BATCH,
+    ) -> Tensor:
+        """New codes int64 (n, Q, *grid).
+
+        condition: labels by name or id, one for all or n of them; None leaves the label open. known: codes
+        (n, Q, *grid), kept where `mask` (bool, same shape) is True. Sample i draws its noise from (seed, i), however
+        the work is split. Raises UserError on unknown labels and on what the paradigm cannot honour.
+        """
+        if n < 0 or batch < 1:
+            raise UserError(f"cannot draw {n} samples; ask for 1 or more")
+        ids = self.label_ids(condition, n)
+        parts = []
+        for start in range(0, n, batch):
+            rows = slice(start, min(n, start + batch))
+            pick = [None if value is None else value[rows] for value in (ids, known, mask)]
+            parts.append(self.paradigm.sample(rows.stop - start, *pick, seed, options, first=start))  # type: ignore[operator]
+        if not parts:
+            codes = self.tokenizer.network.codes
+            return torch.zeros(0, codes.codebooks, *codes.grid, dtype=torch.int64)
+        return torch.cat(parts).cpu()
+
+    def label_ids(self, condition: Labels, n: int) -> Tensor | None:
+        """Labels by name or id -> ids (n,). Raises UserError on an unknown one, with the list."""
+        if condition is None:
+            return None
+        if not self.labels:
+            raise UserError("this model was trained without labels; leave the label out")
+        if isinstance(condition, Tensor):
+            condition = condition.tolist()
+        each = [condition] * n if isinstance(condition, int | str) else list(condition)
+        if len(each) != n:
+            raise UserError(f"{len(each)} labels for {n} samples; give one for all, or one each")
+        return torch.tensor([self._label_id(label) for label in each], dtype=torch.int64)
+
+    def _label_id(self, label: int | str) -> int:
+        if isinstance(label, str):
+            lowered = [name.lower() for name in self.labels]
+            if label.lower() not in lowered:
+                raise UserError(f"unknown label {label!r}; this model knows: {', '.join(self.labels)}")
+            return lowered.index(label.lower())
+        if not 0 <= label < len(self.labels):
+            raise UserError(f"label {label} is out of range; this model has labels 0 to {len(self.labels) - 1}")
+        return int(label)
+
+
+def build(recipe: Recipe, examples: Examples) -> Paradigm:
+    """The untrained paradigm that a recipe describes."""
+    return recipe.paradigm.build(recipe.model, examples)
+
+
+def write(
+    folder: Path,
+    recipe: Recipe,
+    examples: Examples,
+    paradigm: Paradigm,
+    figures: Mapping[str, Any],
+    tokenizers: Mapping[str, Path] | None = None,
+) -> None:
+    """Write a model folder that `load` rebuilds with no other input."""
+    config = {
+        "smalti": checkpoint.VERSION,
+        "recipe": recipe.model_dump(mode="json"),
+        "examples": examples.model_dump(mode="json"),
+        "figures": dict(figures),
+    }
+    checkpoint.write_model(folder, config, paradigm.state_dict(), card(recipe, examples, figures), tokenizers)
+
+
+def write_card(path: Path, figures: Mapping[str, Any]) -> None:
+    """Put measured figures into a model folder's card and config; the weights stay as they are."""
+    folder = checkpoint.model_folder(path)
+    config = checkpoint.read_config(folder)
+    config["figures"] = {**config.get("figures", {}), **figures}
+    recipe = parse(config["recipe"], str(folder / "config.json"))
+    checkpoint.write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    text = card(recipe, Examples.model_validate(config["examples"]), config["figures"])
+    checkpoint.write_text(folder / "README.md", text)
+
+
+def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator:
+    """Rebuild the model of a run, or of a model folder. Raises UserError when it is missing, damaged or too new."""
+    folder = checkpoint.model_folder(path)
+    config = checkpoint.read_config(folder)
+    place = pick_device(device)
+    try:
+        recipe = parse(config["recipe"], str(folder / "config.json"))
+        examples = Examples.model_validate(config["examples"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} is damaged: it does not describe a model") from error
+    paradigm = build(recipe, examples)
+    try:
+        paradigm.load_state_dict(checkpoint.read_weights(folder, config))
+    except RuntimeError as error:
+        raise UserError(f"{folder} is damaged: its weights do not fit its config.json") from error
+    model: Tokenizer | Generator
+    if recipe.generates:
+        carried = sorted((folder / "tokenizers").glob("*/config.json"))
+        if not carried:
+            raise UserError(f"{folder} is not whole: the generator's tokenizer is missing from {folder / 'tokenizers'}")
+        tokenizer = load(carried[0].parent, device)
+        assert isinstance(tokenizer, Tokenizer)
+        model = Generator(recipe, examples, paradigm, place, tokenizer)
+    else:
+        model = Tokenizer(recipe, examples, paradigm, place)
+    model.figures = config.get("figures", {})
+    model.sha256 = config["weights_sha256"]
+    return model
+
+
+def load_tokenizer(path: str | Path, device: str = "auto") -> Tokenizer:
+    """The tokenizer of a run: itself, or the one a generator carries."""
+    model = load(path, device)
+    return model.tokenizer if isinstance(model, Generator) else model
+
+
+def card(recipe: Recipe, examples: Examples, figures: Mapping[str, Any]) -> str:
+    """The model card: what it is, what it was trained on and how, and what was measured."""
+    shape = "×".join(map(str, examples.signal.shape))
+    kind = "generator over a tokenizer's codes" if recipe.generates else "tokenizer"
+    lines = [
+        "---",
+        "library_name: smalti",
+        f"tags: [{recipe.paradigm.kind}, {examples.signal.kind}]",
+        "---",
+        f"# {recipe.name}",
+        "",
+        f"A {kind} for {examples.signal.kind}s of {examples.signal.channels} channels and {shape}, trained with smalti"
+        f" on `{recipe.data.source}` for {recipe.training.steps} steps of {recipe.training.batch}.",
+        "",
+        "```python",
+        "import smalti",
+        "model = smalti.load('path/to/this/folder')",
+        "x = model.sample(4)" if recipe.generates else "codes = model.encode(x)  # x: (B, C, H, W) in [-1, 1]",
+        "```",
+        "",
+    ]
+    if examples.labels:
+        lines += [f"Labels: {', '.join(examples.labels)}.", ""]
+    if figures:
+        lines += ["| measured | value |", "|---|---|"]
+        lines += [f"| {name} | {_shown(value)} |" for name, value in figures.items()]
+        lines.append("")
+    lines += ["## Recipe", "", "```json", recipe.json_text().rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+__all__ = ["Generator", "Model", "Tokenizer", "build", "card", "load", "load_tokenizer", "write"]

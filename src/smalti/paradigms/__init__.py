@@ -1,0 +1,13 @@
+"""The table of paradigms. A new one is a new file and a line here."""
+
+from __future__ import annotations
+
+from smalti.config import Config, one_of
+from smalti.paradigms.autoencode import AutoencodeConfig
+from smalti.paradigms.autoregressive import AutoregressiveConfig
+
+PARADIGMS: dict[str, type[Config]] = {
+    "autoencode": AutoencodeConfig,
+    "autoregressive": AutoregressiveConfig,
+}
+AnyParadigm = one_of(PARADIGMS)

@@ -1,0 +1,54 @@
+"""Training a tokenizer: what comes out should be what went in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from smalti.config import Config, Examples
+from smalti.data.batch import Batch
+from smalti.device import full_precision
+from smalti.paradigms.base import Loss, Paradigm
+from smalti.term import Term
+from smalti.tokenizers.autoencoder import Autoencoder, AutoencoderConfig, to_vectors
+
+
+class AutoencodeConfig(Config):
+    """Mean squared error between signal and reconstruction, on the [-1, 1] scale, and the bottleneck's own terms."""
+
+    kind: Literal["autoencode"] = "autoencode"
+    trains: ClassVar[str] = "autoencoder"
+
+    def build(self, model: AutoencoderConfig, examples: Examples) -> Autoencode:
+        return Autoencode(self, Autoencoder(model, examples.signal))
+
+
+class Autoencode(Paradigm):
+    """Loss of VQ-VAE and its kin: reconstruction + the bottleneck's terms (arXiv 1711.00937, equation 3)."""
+
+    def __init__(self, config: AutoencodeConfig, tokenizer: Autoencoder) -> None:
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+
+    def players(self) -> dict[str, nn.Module]:
+        return {"tokenizer": self.tokenizer}
+
+    def loss(self, player: str, batch: Batch, step: int) -> Loss:
+        reconstruction, quantized = self.tokenizer(batch.x)
+        with full_precision(batch.x.device):
+            squares = (reconstruction.float() - batch.x).square().sum()
+            # the error of the [0, 1] scale, which is what people compare: a quarter of that on [-1, 1]
+            reported = Term("mse", squares.detach() / 4, batch.x.numel(), 0.0)
+        terms = [Term("reconstruction", squares, batch.x.numel()), reported, *quantized.terms]
+        return Loss(terms, quantized.statistics)
+
+    def first_latents(self, batch: Batch) -> Tensor:
+        return to_vectors(self.tokenizer.latents(batch.x)).flatten(0, 1).float()
+
+    def initialise(self, latents: Tensor) -> None:
+        self.tokenizer.bottleneck.initialise(latents)
+
+    def after_step(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
+        return self.tokenizer.bottleneck.after_step(statistics) if statistics else {}

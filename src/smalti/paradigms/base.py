@@ -1,0 +1,48 @@
+"""What every paradigm promises to the trainer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from smalti.data.batch import Batch
+from smalti.term import Term
+from smalti.tokenizers.bottlenecks import Statistic
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The terms of one player's loss on one micro-batch, and what its bottleneck saw."""
+
+    terms: list[Term]
+    statistics: dict[str, Statistic] = field(default_factory=dict)
+
+
+class Paradigm(nn.Module, ABC):
+    """A way of training: it owns the networks, and says what their losses are.
+
+    `players` are the networks that step in turn; a plain paradigm has one. Every random number that a loss needs is
+    drawn from (batch.seed, batch.step, row), so that splitting a batch changes nothing.
+    """
+
+    @abstractmethod
+    def players(self) -> dict[str, nn.Module]:
+        """The networks that step in turn, by name."""
+
+    @abstractmethod
+    def loss(self, player: str, batch: Batch, step: int) -> Loss:
+        """The loss of one player. All terms must count in proportion to the rows of the batch."""
+
+    def first_latents(self, batch: Batch) -> Tensor | None:
+        """Latents (n, D) of a first batch, for state that starts from real data; None when there is none."""
+        return None
+
+    def initialise(self, latents: Tensor) -> None:
+        """Set that state, once, before the first step."""
+
+    def after_step(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
+        """Move state by the merged statistics of one whole step; gives back figures to log."""
+        return {}

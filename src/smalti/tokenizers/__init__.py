@@ -1,0 +1,1 @@
+"""Tokenizers: what cuts a signal into codes or latents and lays it again."""

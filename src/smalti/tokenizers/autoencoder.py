@@ -1,0 +1,106 @@
+"""The tokenizer: encoder, bottleneck, decoder, over signals of one, two or three dimensions."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from smalti.config import CodeSpec, Config, SignalSpec
+from smalti.errors import UserError
+from smalti.layers.convnet import Decoder, Encoder, total_stride
+from smalti.tokenizers.bottlenecks import AnyBottleneck, Quantized
+from smalti.tokenizers.bottlenecks.vq import VQConfig
+
+
+class AutoencoderConfig(Config):
+    """The network of a tokenizer. `strides` from the signal inwards: (4,) cuts 28x28 into a 7x7 grid at once."""
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    width: int = Field(96, ge=1, description="channels at the grid")
+    strides: tuple[int, ...] = Field((4,), min_length=1)
+    blocks: int = Field(2, ge=0, description="residual blocks a level")
+    bottleneck: AnyBottleneck = VQConfig()
+
+
+class Autoencoder(nn.Module):
+    """Cuts signals into codes and lays them again.
+
+    signal: x is float (B, channels, *space) in [-1, 1]; any space divisible by the stride will do.
+    codes: int64 (B, codebooks, *space / stride).
+    """
+
+    def __init__(self, config: AutoencoderConfig, signal: SignalSpec) -> None:
+        super().__init__()
+        self.config, self.signal = config, signal
+        self.stride = total_stride(config.strides)
+        if any(side % self.stride for side in signal.shape):
+            raise UserError(
+                f"pictures of {'x'.join(map(str, signal.shape))} do not divide by the tokenizer's stride {self.stride};"
+                f" choose --data.shape in multiples of {self.stride}, or other --model.strides"
+            )
+        dimensions = len(signal.shape)
+        self.bottleneck = config.bottleneck.build()
+        shape = (config.width, config.strides, config.blocks)
+        self.encoder = Encoder(dimensions, signal.channels, self.bottleneck.in_width, *shape)
+        self.decoder = Decoder(dimensions, self.bottleneck.out_width, signal.channels, *shape)
+
+    @property
+    def codes(self) -> CodeSpec:
+        """What the codes of one signal of the trained shape look like."""
+        grid = tuple(side // self.stride for side in self.signal.shape)
+        return CodeSpec(codebooks=self.bottleneck.codebooks, grid=grid, size=self.bottleneck.size)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Quantized]:
+        """The reconstruction (B, C, *space), not clamped, and what the bottleneck saw."""
+        z = self.latents(x)
+        quantized = self.bottleneck(to_vectors(z))
+        return self.decoder(to_grid(quantized.vectors, z.shape[2:])), quantized
+
+    def encode(self, x: Tensor) -> Tensor:
+        """x (B, C, *space) in [-1, 1] -> codes int64 (B, codebooks, *grid). Raises UserError on a wrong shape."""
+        z = self.latents(x)
+        codes = self.bottleneck(to_vectors(z)).codes
+        return codes.movedim(-1, 1).unflatten(2, z.shape[2:])
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes int64 (B, codebooks, *grid) -> x (B, C, *space) in [-1, 1]. Raises UserError on codes out of range."""
+        expected, size = len(self.signal.shape) + 2, self.bottleneck.size
+        if codes.ndim != expected or codes.shape[1] != self.bottleneck.codebooks:
+            raise UserError(
+                f"codes of shape {tuple(codes.shape)} do not fit: expected (B, {self.bottleneck.codebooks}, *grid)"
+                f" with {expected - 2} grid axes"
+            )
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
+            raise UserError(f"codes must lie in [0, {size}); got [{int(codes.min())}, {int(codes.max())}]")
+        vectors = self.bottleneck.lookup(codes.flatten(2).movedim(1, -1))
+        return self.decode_latents(to_grid(vectors, codes.shape[2:]))
+
+    def latents(self, x: Tensor) -> Tensor:
+        """x (B, C, *space) -> what the encoder gives the bottleneck, (B, in_width, *grid)."""
+        space, channels = x.shape[2:], self.signal.channels
+        if x.ndim != len(self.signal.shape) + 2 or x.shape[1] != channels:
+            raise UserError(
+                f"a signal of shape {tuple(x.shape)} does not fit: expected (B, {channels}, *space) with"
+                f" {len(self.signal.shape)} axes of space"
+            )
+        if any(side % self.stride or side == 0 for side in space):
+            raise UserError(f"a signal of {'x'.join(map(str, space))} does not divide by the stride {self.stride}")
+        return self.encoder(x)
+
+    def decode_latents(self, z: Tensor) -> Tensor:
+        """(B, out_width, *grid) -> x (B, C, *space), clamped to [-1, 1]."""
+        return self.decoder(z).float().clamp(-1, 1)
+
+
+def to_vectors(grid: Tensor) -> Tensor:
+    """(B, D, *grid) -> (B, N, D)."""
+    return grid.flatten(2).movedim(1, -1)
+
+
+def to_grid(vectors: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """(B, N, D) -> (B, D, *grid)."""
+    assert vectors.shape[1] == math.prod(grid)
+    return vectors.movedim(-1, 1).unflatten(2, tuple(grid))

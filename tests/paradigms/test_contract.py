@@ -1,0 +1,174 @@
+"""What every paradigm promises, for each of the table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from smalti.config import CodeSpec, Config, Examples, SignalSpec
+from smalti.data.batch import Batch
+from smalti.layers.transformer import TransformerConfig
+from smalti.paradigms import PARADIGMS
+from smalti.paradigms.autoencode import AutoencodeConfig
+from smalti.paradigms.autoregressive import AutoregressiveConfig
+from smalti.paradigms.base import Paradigm
+from smalti.tokenizers.autoencoder import AutoencoderConfig
+from smalti.tokenizers.bottlenecks.vq import VQConfig
+from smalti.training.totals import Totals
+
+EXAMPLES = Examples(
+    signal=SignalSpec(channels=1, shape=(8, 8)), codes=CodeSpec(codebooks=1, grid=(2, 3), size=8), labels=("a", "b")
+)
+AUTOENCODER = AutoencoderConfig(width=16, strides=(4,), blocks=1, bottleneck=VQConfig(codes=8, dim=4))
+TRANSFORMER = TransformerConfig(layers=1, width=16, heads=2, dropout=0.0)
+
+
+class Case(NamedTuple):
+    config: Config
+    model: Config
+    of_codes: bool
+
+
+# every kind in the table; a new paradigm adds a line here
+CASES = {
+    "autoencode": Case(AutoencodeConfig(), AUTOENCODER, False),
+    "autoregressive": Case(AutoregressiveConfig(label_dropout=0.5), TRANSFORMER, True),
+}
+every = pytest.mark.parametrize("name", CASES)
+
+
+def made(name: str) -> Paradigm:
+    torch.manual_seed(0)
+    return CASES[name].config.build(CASES[name].model, EXAMPLES)
+
+
+def batch_of(name: str, n: int = 8, step: int = 3) -> Batch:
+    generator = torch.Generator().manual_seed(step)
+    x = torch.rand(n, 1, 8, 8, generator=generator) * 2 - 1
+    if CASES[name].of_codes:
+        x = torch.randint(0, 8, (n, 1, 2, 3), generator=generator)
+    return Batch(step, torch.arange(n), torch.arange(n), x, torch.arange(n) % 2, seed=5)
+
+
+def state(paradigm: Paradigm) -> list[Tensor]:
+    return [tensor.clone() for tensor in paradigm.state_dict().values()]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_every_paradigm_of_the_table_is_tested():
+    assert {name: type(case.config) for name, case in CASES.items()} == PARADIGMS
+
+
+@every
+def test_kinds_are_names_in_the_table_and_say_what_they_train(name):
+    assert CASES[name].config.kind == name
+    assert CASES[name].config.trains == CASES[name].model.kind
+
+
+@every
+def test_players_hold_every_weight(name):
+    paradigm = made(name)
+    held = {id(p) for player in paradigm.players().values() for p in player.parameters()}
+    assert held == {id(p) for p in paradigm.parameters()}
+
+
+@every
+def test_a_loss_is_finite_terms_of_scalars(name):
+    paradigm = made(name).train()
+    for player in paradigm.players():
+        loss = paradigm.loss(player, batch_of(name), 3)
+        assert len({term.name for term in loss.terms}) == len(loss.terms)
+        assert any(term.coefficient for term in loss.terms)
+        for term in loss.terms:
+            assert term.sum.ndim == 0
+            assert term.sum.isfinite()
+            assert term.weight > 0
+
+
+@every
+def test_every_weight_has_a_gradient(name):
+    paradigm = made(name).train()
+    for player, network in paradigm.players().items():
+        Totals().add(paradigm.loss(player, batch_of(name), 3).terms).backward()
+        assert [key for key, p in network.named_parameters() if p.grad is None] == []
+
+
+@every
+def test_the_same_batch_gives_the_same_loss_and_changes_no_state(name):
+    paradigm = made(name).train()
+    before = state(paradigm)
+    player = next(iter(paradigm.players()))
+    first, second = ([term.sum for term in paradigm.loss(player, batch_of(name), 3).terms] for _ in range(2))
+    assert same(first, second)
+    assert same(before, state(paradigm))
+
+
+@every
+@pytest.mark.parametrize("training", [False, True])
+def test_halves_add_up_to_the_whole(name, training):
+    paradigm, batch = made(name).train(training), batch_of(name)
+    player = next(iter(paradigm.players()))
+    whole, halves = Totals(), Totals()
+    expected = whole.add(paradigm.loss(player, batch, 3).terms)
+    slopes = torch.autograd.grad(expected, list(paradigm.parameters()), allow_unused=True)
+    objectives = [halves.add(paradigm.loss(player, part, 3).terms) for part in batch.split(2)]
+    parts = torch.autograd.grad(sum(objectives), list(paradigm.parameters()), allow_unused=True)
+    assert halves.weights == whole.weights
+    for key, mean in whole.means().items():
+        assert halves.means()[key] == pytest.approx(mean, rel=1e-5)
+    for ours, theirs in zip(parts, slopes, strict=True):
+        if theirs is not None:
+            torch.testing.assert_close(ours / halves.counted, theirs / whole.counted, atol=1e-6, rtol=1e-4)
+
+
+@every
+def test_the_last_part_of_a_split_may_be_smaller(name):
+    paradigm, totals = made(name).train(), Totals()
+    player = next(iter(paradigm.players()))
+    for part in batch_of(name).split(3):
+        totals.add(paradigm.loss(player, part, 3).terms)
+    whole = Totals()
+    whole.add(paradigm.loss(player, batch_of(name), 3).terms)
+    assert totals.loss() == pytest.approx(whole.loss(), rel=1e-5)
+
+
+@every
+def test_a_few_steps_learn(name):
+    paradigm, batch = made(name), batch_of(name)
+    latents = paradigm.first_latents(batch)
+    if latents is not None:
+        assert latents.ndim == 2
+        paradigm.initialise(latents.detach())
+    optimizer, losses = torch.optim.Adam(paradigm.parameters(), lr=3e-3), []
+    for _ in range(40):
+        paradigm.train()
+        totals = Totals()
+        for player in paradigm.players():
+            loss = paradigm.loss(player, replace(batch, labels=batch.labels), 3)
+            optimizer.zero_grad()
+            totals.add(loss.terms).backward()
+            optimizer.step()
+        paradigm.after_step({key: each.value for key, each in loss.statistics.items()})
+        losses.append(totals.loss())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@every
+def test_saved_and_loaded(name):
+    paradigm, other = made(name), made(name)
+    with torch.no_grad():
+        for parameter in paradigm.parameters():
+            parameter.add_(0.1)
+    other.load_state_dict(paradigm.state_dict())
+    player = next(iter(paradigm.players()))
+    ours, theirs = (
+        [term.sum for term in each.eval().loss(player, batch_of(name), 3).terms] for each in (paradigm, other)
+    )
+    assert same(ours, theirs)

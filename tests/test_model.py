@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from smalti import device as devices
+from smalti import model as models
+from smalti.config import Examples, SignalSpec
+from smalti.data.sources import DataConfig
+from smalti.errors import UserError
+from smalti.layers.transformer import TransformerConfig
+from smalti.model import Generator, Tokenizer, load, load_tokenizer
+from smalti.paradigms.autoencode import AutoencodeConfig
+from smalti.paradigms.autoregressive import AutoregressiveConfig, AutoregressiveOptions
+from smalti.paradigms.base import Paradigm
+from smalti.recipe import Recipe
+from smalti.tokenizers.autoencoder import AutoencoderConfig
+from smalti.tokenizers.bottlenecks.vq import VQConfig
+
+SIGNAL = SignalSpec(channels=1, shape=(8, 12))
+LABELS = ("T-shirt/top", "Ankle boot", "Bag")
+CUTTER = Recipe(
+    name="small-tokenizer",
+    data=DataConfig(source="small"),
+    model=AutoencoderConfig(width=16, strides=(4,), blocks=1, bottleneck=VQConfig(codes=8, dim=4)),
+    paradigm=AutoencodeConfig(),
+)
+LAYER = Recipe(
+    name="small-generator",
+    data=DataConfig(source="small"),
+    model=TransformerConfig(layers=1, width=16, heads=2),
+    paradigm=AutoregressiveConfig(sampling=AutoregressiveOptions(guidance=1.5)),
+    tokenizer="elsewhere",
+)
+
+
+def drawn(recipe: Recipe, examples: Examples) -> Paradigm:
+    """A paradigm with all of its weights and codes drawn: an untrained model prefers nothing."""
+    paradigm, generator = models.build(recipe, examples), torch.Generator().manual_seed(1)
+    for tensor in paradigm.state_dict().values():
+        if tensor.is_floating_point():
+            torch.nn.init.normal_(tensor, std=0.3, generator=generator)
+    return paradigm
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    """The runs of a tokenizer and of a generator that carries it."""
+    home = tmp_path_factory.mktemp("runs")
+    examples = Examples(signal=SIGNAL, labels=LABELS)
+    cutter = drawn(CUTTER, examples)
+    models.write(home / "t" / "model", CUTTER, examples, cutter, {"step": 3, "held-out loss": 0.012345678})
+    examples = examples.model_copy(update={"codes": cutter.tokenizer.codes})
+    layer = drawn(LAYER, examples)
+    models.write(home / "g" / "model", LAYER, examples, layer, {}, {"small-tokenizer": home / "t" / "model"})
+    return home / "t", home / "g"
+
+
+@pytest.fixture
+def tokenizer(folders) -> Tokenizer:
+    return load(folders[0], "cpu")
+
+
+@pytest.fixture
+def generator_model(folders) -> Generator:
+    return load(folders[1], "cpu")
+
+
+@pytest.fixture
+def pictures(generator) -> torch.Tensor:
+    return torch.rand(5, 1, 8, 12, generator=generator) * 2 - 1
+
+
+# --- rebuilt from a folder -------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_comes_back_whole(tokenizer, folders):
+    assert isinstance(tokenizer, Tokenizer)
+    assert (tokenizer.recipe, tokenizer.signal, tokenizer.labels) == (CUTTER, SIGNAL, LABELS)
+    assert tokenizer.figures == {"step": 3, "held-out loss": 0.012345678}
+    written = drawn(CUTTER, Examples(signal=SIGNAL, labels=LABELS))
+    for name, tensor in written.state_dict().items():
+        assert torch.equal(tokenizer.paradigm.state_dict()[name], tensor), name
+    assert not tokenizer.paradigm.training
+    assert not any(parameter.requires_grad for parameter in tokenizer.paradigm.parameters())
+    config = json.loads((folders[0] / "model" / "config.json").read_text())
+    assert tokenizer.sha256 == config["weights_sha256"]
+    assert config["smalti"]
+
+
+def test_a_generator_needs_nothing_but_its_folder(folders, tmp_path, pictures):
+    shutil.copytree(folders[1] / "model", tmp_path / "moved")
+    model = load(tmp_path / "moved", "cpu")
+    assert isinstance(model, Generator)
+    assert torch.equal(model.tokenizer.encode(pictures), load(folders[0], "cpu").encode(pictures))
+    assert torch.equal(model.sample(2, "bag"), load(folders[1], "cpu").sample(2, "bag"))
+    assert model.options == LAYER.paradigm.sampling
+
+
+def test_the_tokenizer_of_either(folders, tokenizer):
+    assert load_tokenizer(folders[0], "cpu").sha256 == load_tokenizer(folders[1], "cpu").sha256 == tokenizer.sha256
+
+
+def test_loading_draws_no_random_numbers_that_matter(folders, pictures):
+    torch.manual_seed(1)
+    one = load(folders[0], "cpu").encode(pictures)
+    torch.manual_seed(2)
+    assert torch.equal(load(folders[0], "cpu").encode(pictures), one)
+
+
+def changed(folder: Path, target: Path, **changes) -> Path:
+    """A copy of a run whose config.json says something else."""
+    shutil.copytree(folder, target)
+    path = target / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return target
+
+
+def test_a_byte_changed_anywhere_is_noticed(folders, tmp_path):
+    shutil.copytree(folders[1], tmp_path / "g")
+    path = tmp_path / "g" / "model" / "tokenizers" / "small-tokenizer" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged.*checksum"):
+        load(tmp_path / "g", "cpu")
+
+
+def test_a_future_format_is_said_to_be(folders, tmp_path):
+    with pytest.raises(UserError, match=r"format 99.*newer smalti"):
+        load(changed(folders[0], tmp_path / "t", format=99), "cpu")
+
+
+def test_a_config_that_describes_no_model(folders, tmp_path):
+    with pytest.raises(UserError, match="does not describe a model"):
+        load(changed(folders[0], tmp_path / "a", examples={"signal": 3}), "cpu")
+    with pytest.raises(UserError, match="unknown field later"):
+        load(changed(folders[0], tmp_path / "b", recipe=CUTTER.model_dump(mode="json") | {"later": 1}), "cpu")
+    wider = CUTTER.changed(**{"model.width": 32}).model_dump(mode="json")
+    with pytest.raises(UserError, match=r"weights do not fit its config\.json"):
+        load(changed(folders[0], tmp_path / "c", recipe=wider), "cpu")
+
+
+def test_a_generator_whose_tokenizer_is_gone(folders, tmp_path):
+    shutil.copytree(folders[1], tmp_path / "g")
+    shutil.rmtree(tmp_path / "g" / "model" / "tokenizers")
+    with pytest.raises(UserError, match="tokenizer is missing"):
+        load(tmp_path / "g", "cpu")
+
+
+def test_no_model(tmp_path):
+    with pytest.raises(UserError, match="no run at"):
+        load(tmp_path / "nothing")
+
+
+def test_no_such_device(folders):
+    with pytest.raises(UserError, match="not on this machine"):
+        load(folders[0], "cuda:99")
+
+
+def test_the_card_says_what_it_is(folders):
+    card = (folders[0] / "model" / "README.md").read_text()
+    for told in ("small-tokenizer", "library_name: smalti", "8×12", "0.012346", "T-shirt/top", '"codes": 8'):
+        assert told in card
+    assert json.loads(card.split("```json")[1].split("```")[0]) == CUTTER.model_dump(mode="json")
+
+
+# --- a tokenizer in use ----------------------------------------------------------------------------------------------
+
+
+def test_batches_change_nothing(tokenizer, pictures, monkeypatch):
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda _: False)  # whose rounding may depend on the batch
+    codes = tokenizer.encode(pictures)
+    y, z = tokenizer.decode(codes), tokenizer.latents(pictures)
+    monkeypatch.setattr(models, "BATCH", 2)
+    assert torch.equal(tokenizer.encode(pictures), codes)
+    torch.testing.assert_close(tokenizer.decode(codes), y)
+    torch.testing.assert_close(tokenizer.latents(pictures), z)
+    assert tokenizer.encode(pictures[:0]).shape == (0, 1, 2, 3)
+    assert tokenizer.decode(codes[:0]).shape == (0, 1, 8, 12)
+
+
+def test_there_and_back(tokenizer, pictures):
+    codes = tokenizer.encode(pictures)
+    assert (codes.shape, codes.dtype) == ((5, 1, 2, 3), torch.int64)
+    assert torch.equal(tokenizer.reconstruct(pictures), tokenizer.decode(codes))
+    vectors = tokenizer.network.bottleneck.lookup(codes.flatten(2).movedim(1, -1)).movedim(-1, 1).unflatten(2, (2, 3))
+    assert torch.equal(tokenizer.decode_latents(vectors), tokenizer.decode(codes))
+    assert tokenizer.latents(pictures).dtype == torch.float32
+    assert not tokenizer.decode(codes).requires_grad
+
+
+# --- a generator in use ----------------------------------------------------------------------------------------------
+
+
+def test_samples_are_laid_codes(generator_model):
+    codes = generator_model.sample_codes(3, "bag", seed=5)
+    assert (codes.shape, codes.dtype) == ((3, 1, 2, 3), torch.int64)
+    x = generator_model.sample(3, "bag", seed=5)
+    assert (x.shape, x.dtype) == ((3, 1, 8, 12), torch.float32)
+    assert torch.equal(x, generator_model.tokenizer.decode(codes))
+    assert x.abs().max() <= 1
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_a_sample_does_not_depend_on_how_the_work_was_split(batch, generator_model, monkeypatch):
+    monkeypatch.setattr(models, "decoding_dtype", lambda *_: torch.float32)
+    known = torch.randint(0, 8, (7, 1, 2, 3), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(6) < torch.arange(7)[:, None]).view(7, 1, 2, 3)
+    ids = torch.arange(7) % 3
+    whole = generator_model.sample_codes(7, ids, known, mask, seed=3)
+    assert torch.equal(generator_model.sample_codes(7, ids, known, mask, seed=3, batch=batch), whole)
+    assert torch.equal(whole[mask], known[mask])
+
+
+def test_labels_by_name_and_number(generator_model):
+    ids = generator_model.label_ids
+    assert ids(None, 3) is None
+    for condition in ("Ankle boot", "ankle BOOT", 1, torch.tensor(1), [1, "ankle boot"], torch.tensor([1, 1])):
+        assert ids(condition, 2).tolist() == [1, 1]
+    assert ids(["Bag", 0], 2).tolist() == [2, 0]
+    with pytest.raises(UserError, match=r"unknown label 'boot'.*T-shirt/top, Ankle boot, Bag"):
+        ids("boot", 2)
+    with pytest.raises(UserError, match="label 3 is out of range"):
+        ids(3, 2)
+    with pytest.raises(UserError, match="label -1 is out of range"):
+        ids(-1, 2)
+    with pytest.raises(UserError, match="2 labels for 3 samples"):
+        ids(["Bag", "Bag"], 3)
+
+
+def test_a_model_without_labels_says_so(tokenizer, folders, tmp_path):
+    examples = Examples(signal=SIGNAL, codes=tokenizer.network.codes)
+    layer = models.build(LAYER, examples)
+    models.write(tmp_path / "model", LAYER, examples, layer, {}, {"t": folders[0] / "model"})
+    model = load(tmp_path, "cpu")
+    assert model.sample_codes(2).shape == (2, 1, 2, 3)
+    with pytest.raises(UserError, match="without labels"):
+        model.sample_codes(2, "Bag")
+
+
+def test_no_samples_and_fewer(generator_model):
+    assert generator_model.sample(0).shape == (0, 1, 8, 12)
+    with pytest.raises(UserError, match="cannot draw -1"):
+        generator_model.sample(-1)
+
+
+def test_low_precision_leaves_the_weights_alone(generator_model, monkeypatch):
+    before = {name: tensor.clone() for name, tensor in generator_model.paradigm.state_dict().items()}
+    monkeypatch.setattr("smalti.paradigms.autoregressive.decoding_dtype", lambda *_: torch.bfloat16)
+    codes = generator_model.sample_codes(9, seed=2)
+    assert 0 <= codes.min() <= codes.max() < 8
+    assert all(torch.equal(before[name], each) for name, each in generator_model.paradigm.state_dict().items())
