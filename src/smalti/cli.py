@@ -1,0 +1,408 @@
+"""The verbs. Each imports what it needs when it is called, so that help answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from smalti.errors import UserError
+
+if TYPE_CHECKING:
+    from smalti.config import Config
+    from smalti.model import Generator, Tokenizer
+
+app = typer.Typer(
+    help="Cut any signal into tokens, and train the transformers that lay them again.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+FIELDS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
+Seed = Annotated[int, typer.Option(min=0, help="sample i draws its noise from (seed, i)")]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on the output stream")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run, or a model folder")]
+Files = Annotated[list[Path], typer.Argument(metavar="FILE…", help="pictures, or folders of pictures")]
+Data = Annotated[str | None, typer.Option(metavar="SOURCE", help="a folder of pictures, or a named set")]
+Label = Annotated[str | None, typer.Option(metavar="NAME", help="a label the model was trained with")]
+OutFolder = Annotated[Path, typer.Option(metavar="DIR", help="where the pictures go")]
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(metavar="DIR")] = Path("runs/quickstart"), device: Device = "auto"
+) -> None:
+    """Real pictures in, new pictures out, report written: minutes on a laptop."""
+    from smalti.runs import quickstart as begin
+
+    begin(out, device)
+
+
+@app.command()
+def recipes(as_json: AsJson = False) -> None:
+    """The recipes: name, data, time, result."""
+    from smalti.recipes import listing
+
+    entries = listing()
+    if as_json:
+        _print_json([vars(entry) for entry in entries])
+        return
+    for entry in entries:
+        print(f"{entry.name}\n    {entry.what}\n    data: {entry.data}")
+        print(f"    time: {entry.time}\n    result: {entry.result}" if entry.result else "    not measured yet")
+
+
+@app.command()
+def data(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="a folder of pictures, or a named set")],
+    out: Annotated[Path | None, typer.Option(metavar="PNG", help="write a contact sheet")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch, check and describe data; contact sheet."""
+    from smalti.data.sources import DataConfig, describe, open_source
+    from smalti.evaluation.pages import contact_sheet
+
+    config = DataConfig(source=source)
+    about = describe(config)
+    _print_json(about) if as_json else _print_tree(about)
+    if out is not None:
+        contact_sheet(open_source(config, "train"), out)
+        _say(f"wrote {out}")
+
+
+@app.command(context_settings=FIELDS)
+def train(
+    context: typer.Context,
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="a name from `smalti recipes`")] = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="the run's folder; runs/RECIPE")] = None,
+    steps: Annotated[int | None, typer.Option(help="same as --training.steps")] = None,
+    init: Annotated[Path | None, typer.Option(metavar="RUN", help="start from this run's weights")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="continue an interrupted run")] = None,
+    device: Device = "auto",
+) -> None:
+    """Train a recipe, with any of its fields changed: smalti train fashion --training.lr 5e-4 --model.layers 8."""
+    from smalti import runs
+
+    changes: dict[str, Any] = _fields(context.args)
+    if steps is not None:
+        changes["training.steps"] = steps
+    if resume is not None:
+        if recipe or changes or data or init or out:
+            raise UserError("--resume continues a run exactly as it was; give it no recipe and no other option")
+        runs.resume(resume, device)
+    elif recipe is None:
+        raise UserError("name a recipe (`smalti recipes` lists them), or --resume DIR")
+    else:
+        runs.train(recipe, data, out, changes, init, device)
+
+
+@app.command("runs")
+def list_runs(folder: Annotated[Path, typer.Argument(metavar="DIR")] = Path("runs"), as_json: AsJson = False) -> None:
+    """What has been trained."""
+    from smalti.runs import listed
+
+    found = listed(folder)
+    if as_json:
+        _print_json(found)
+    elif not found:
+        print(f"no runs in {folder}")
+    else:
+        shown = ("run", "recipe", "step", "steps", "seconds")
+        _print_table(shown, [[row.get(key) for key in shown] for row in found])
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN…")],
+    as_json: AsJson = False,
+) -> None:
+    """Figures of several runs side by side, and the settings in which they differ."""
+    from smalti.runs import differences, summary
+
+    columns = [summary(path) for path in runs]
+    if as_json:
+        _print_json({"runs": columns, "differences": differences(runs)})
+        return
+    keys = list(dict.fromkeys(key for column in columns for key in column if key != "run"))
+    _print_table(["", *[column["run"] for column in columns]], [[key, *[c.get(key) for c in columns]] for key in keys])
+    settings = differences(runs)
+    if settings:
+        print()
+        _print_table(["differs", *map(str, runs)], [[key, *values] for key, values in settings.items()])
+
+
+@app.command(context_settings=FIELDS)
+def evaluate(
+    context: typer.Context,
+    run: RunArgument,
+    data: Data = None,
+    samples: Annotated[int, typer.Option(min=16, help="pictures a generator draws")] = 2000,
+    as_json: AsJson = False,
+    device: Device = "auto",
+) -> None:
+    """Figures on held-out examples, beside those of real ones; kept in the run and its model card."""
+    from smalti.evaluation.evaluate import evaluate as measure
+    from smalti.model import Generator, load
+    from smalti.runs import keep_figures
+
+    model = load(run, device)
+    options = _options(model, context.args) if isinstance(model, Generator) and context.args else None
+    if context.args and options is None:
+        raise UserError(f"did not expect {context.args[0]!r}: {run} is a tokenizer, which has no options of sampling")
+    figures = measure(model, data, samples, options)
+    if data is None and options is None:
+        keep_figures(run, figures)
+    _print_json(figures) if as_json else _print_figures(figures)
+
+
+@app.command()
+def reconstruct(run: RunArgument, files: Files, out: OutFolder, device: Device = "auto") -> None:
+    """Pictures through a tokenizer's codes and back, at their own size."""
+    from smalti.sampling.codes import reconstruct_files
+
+    for path, psnr in reconstruct_files(_tokenizer(run, device), files, out):
+        print(f"{path}  {psnr:.2f} dB")
+
+
+@app.command()
+def encode(
+    run: RunArgument,
+    files: Files,
+    out: Annotated[Path, typer.Option(metavar="CODES.safetensors")],
+    device: Device = "auto",
+) -> None:
+    """Cut pictures of any size into codes."""
+    from smalti.sampling.codes import bits, encode_files
+    from smalti.sampling.files import listed
+
+    tokenizer = _tokenizer(run, device)
+    encoded = encode_files(tokenizer, files, out)
+    size = tokenizer.network.bottleneck.size
+    before = sum(path.stat().st_size for path in listed(files))
+    after = sum(bits(each, size) for each in encoded) / 8
+    print(f"{out}: {len(encoded)} pictures, {after:,.0f} bytes of codes for {before:,} bytes of files")
+
+
+@app.command()
+def decode(
+    run: RunArgument,
+    codes: Annotated[Path, typer.Argument(metavar="CODES.safetensors")],
+    out: OutFolder,
+    device: Device = "auto",
+) -> None:
+    """Lay pictures from their codes."""
+    from smalti.sampling.codes import decode_files
+
+    for path in decode_files(_tokenizer(run, device), codes, out):
+        print(path)
+
+
+@app.command()
+def codes(run: RunArgument, data: Data = None, as_json: AsJson = False, device: Device = "auto") -> None:
+    """How a tokenizer's codebook is used on held-out examples; a report with the codes' pictures."""
+    from smalti.evaluation.pages import analyse_codes
+
+    figures, report = analyse_codes(_tokenizer(run, device), data, run)
+    _print_json(figures) if as_json else _print_figures({k: v for k, v in figures.items() if k != "codebooks"})
+    _say(f"report {report}")
+
+
+@app.command(context_settings=FIELDS)
+def sample(
+    context: typer.Context,
+    run: RunArgument,
+    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="for models trained with text")] = None,
+    label: Label = None,
+    n: Annotated[int, typer.Option("--n", min=1, max=1_000_000)] = 16,
+    seed: Seed = 0,
+    out: OutFolder = Path("samples"),
+    animate: Annotated[Path | None, typer.Option(metavar="FILE.gif", help="the first samples as they are laid")] = None,
+    device: Device = "auto",
+) -> None:
+    """New pictures, one file each. The paradigm's options are options here: --temperature, --top-k, --guidance …"""
+    from smalti.sampling.animate import animate_samples
+    from smalti.sampling.files import write_samples
+
+    generator = _generator(run, device)
+    if prompt is not None:
+        raise UserError(f"{run} was trained without text; ask for one of its labels with --label")
+    options = _options(generator, context.args)
+    x = generator.sample(n, label, seed=seed, options=options)
+    told = {"smalti:options": options.model_dump_json()}
+    paths = write_samples(x, out, generator, seed, label, told)
+    if animate is not None:
+        animate_samples(generator, min(n, 16), label, seed, options, animate)
+        _say(f"wrote {animate}")
+    print(f"{len(paths)} pictures in {out}: {paths[0].name} … {paths[-1].name}")
+
+
+@app.command(context_settings=FIELDS)
+def complete(
+    context: typer.Context,
+    run: RunArgument,
+    files: Files,
+    out: OutFolder = Path("completions"),
+    keep: Annotated[float | None, typer.Option(help="share of the codes, or number of positions, kept")] = None,
+    mask: Annotated[Path | None, typer.Option(metavar="PNG", help="white is kept, black drawn anew")] = None,
+    label: Label = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Keep part of real pictures and draw the rest anew."""
+    from smalti.sampling.complete import complete as finish
+    from smalti.sampling.complete import first_codes, mask_from_file
+    from smalti.sampling.files import listed, stacked, unique_names, write_picture
+
+    if (keep is None) == (mask is None):
+        raise UserError("say what to keep: either --keep 0.5 or --mask PNG")
+    generator = _generator(run, device)
+    options = _options(generator, context.args)
+    paths = listed(files)
+    x = stacked(paths, generator)
+    spec = generator.tokenizer.network.codes
+    kept = (
+        first_codes(spec, len(x), keep)
+        if keep is not None
+        else mask_from_file(mask, spec, generator.signal.shape, len(x))  # type: ignore[arg-type]
+    )
+    done = finish(generator, x, kept, label, seed, options)
+    for name, picture in zip(unique_names(paths), done, strict=True):
+        write_picture(out / name, picture)
+        print(out / name)
+
+
+@app.command()
+def morph(
+    run: RunArgument,
+    first: Annotated[Path, typer.Argument(metavar="FILE")],
+    second: Annotated[Path, typer.Argument(metavar="FILE")],
+    steps: Annotated[int, typer.Option(min=2)] = 8,
+    out: Annotated[Path, typer.Option(metavar="STRIP.png")] = Path("morph.png"),
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Cross-fade two pictures' codes position by position; every blend decoded, as a strip."""
+    from smalti.sampling.morph import morph_files
+
+    morph_files(_tokenizer(run, device), first, second, steps, seed, out)
+    print(out)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, device, precision chosen, speed measured, what is missing."""
+    from smalti.doctor import examine
+
+    found = examine()
+    _print_json(found) if as_json else _print_tree(found)
+
+
+def main() -> None:
+    """Run the command line. A user's mistake is one line and status 2; a bug keeps its traceback."""
+    try:
+        app()
+    except UserError as error:
+        _say(f"smalti: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("smalti: interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _tokenizer(run: Path, device: str) -> Tokenizer:
+    from smalti.model import load_tokenizer
+
+    return load_tokenizer(run, device)
+
+
+def _generator(run: Path, device: str) -> Generator:
+    from smalti.model import Generator, load
+
+    model = load(run, device)
+    if not isinstance(model, Generator):
+        raise UserError(f"{run} holds a tokenizer, which draws nothing new; train a generator over it first")
+    return model
+
+
+def _options(generator: Generator, arguments: list[str]) -> Config:
+    """The paradigm's options, with those given on the command line changed."""
+    from smalti.config import changed
+
+    return changed(generator.options, _fields(arguments))
+
+
+def _fields(arguments: Iterable[str]) -> dict[str, str]:
+    """`--any.field VALUE` and `--any.field=VALUE` as a mapping."""
+    fields: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        name = rest.pop(0)
+        if not name.startswith("--"):
+            raise UserError(f"did not expect {name!r} here; fields are given as --field VALUE")
+        name, equals, value = name.removeprefix("--").partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"--{name} needs a value")
+            value = rest.pop(0)
+        fields[name] = value
+    return fields
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+def _print_tree(value: dict[str, Any], indent: str = "") -> None:
+    for key, each in value.items():
+        if isinstance(each, dict):
+            print(f"{indent}{key}")
+            _print_tree(each, indent + "  ")
+        else:
+            print(f"{indent}{key}: {_shown(each)}")
+
+
+def _print_figures(figures: dict[str, Any]) -> None:
+    """Plain figures as lines; groups that share their names as one table, a column each."""
+    groups = {key: value for key, value in figures.items() if isinstance(value, dict)}
+    _print_tree({key: value for key, value in figures.items() if not isinstance(value, dict)})
+    columns = {name: groups[name] for name in ("samples", "real", "reconstructed") if name in groups}
+    if columns:
+        names = list(dict.fromkeys(key for column in columns.values() for key in column))
+        print()
+        _print_table(["", *columns], [[name, *[column.get(name) for column in columns.values()]] for name in names])
+    rest = {key: value for key, value in groups.items() if key not in columns}
+    if rest:
+        print()
+        _print_tree(rest)
+
+
+def _print_table(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> None:
+    cells = [[_shown(cell) for cell in row] for row in [head, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

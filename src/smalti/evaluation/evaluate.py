@@ -1,0 +1,215 @@
+"""The figures of a trained model on held-out examples, each beside what real examples reach."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smalti.config import Config
+from smalti.data.arrays import in_order
+from smalti.data.image import to_pixels, to_signal
+from smalti.data.loader import sweep
+from smalti.data.sources import DataConfig, Source, open_source
+from smalti.device import autocast
+from smalti.errors import UserError
+from smalti.evaluation.classifier import Classifier, Judge, judge
+from smalti.evaluation.codes import CodeMeter
+from smalti.evaluation.distance import frechet, nearest, precision_recall_density_coverage
+from smalti.evaluation.reconstruction import ReconstructionMeter
+from smalti.model import Generator, Tokenizer
+from smalti.training.log import ProgressLine
+from smalti.training.totals import Totals
+
+COMPARED = 2000  # pictures on each side of a comparison
+NEIGHBOURS = 5
+SEED = 0
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out pictures uint8 (N, C, H, W), with label ids int64 (N,) or None."""
+
+    pixels: Tensor
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def at(self, rows: Tensor) -> HeldOut:
+        return HeldOut(self.pixels[rows], None if self.labels is None else self.labels[rows])
+
+
+def data_of(model: Tokenizer | Generator, source: str | None) -> DataConfig:
+    """The data a model is measured on: its own recipe's, or another source in the model's shape."""
+    height, width = model.signal.shape
+    changes: dict[str, Any] = {"shape": (height, width), "channels": model.signal.channels}
+    if source:
+        changes["source"] = source
+    return model.recipe.data.model_copy(update=changes)
+
+
+def held_out(config: DataConfig, most: int | None = None) -> HeldOut:
+    """The test split as a whole, or `most` of it drawn with a fixed seed."""
+    return gathered(open_source(config, "test"), config, most)
+
+
+def gathered(source: Source, config: DataConfig, most: int | None = None) -> HeldOut:
+    """Up to `most` examples of a source, drawn with a fixed seed, or all of them in order."""
+    pixels = source.pixels()
+    labels = source.label_ids
+    if pixels is None:
+        batches = list(sweep(source, config, 256))
+        rows = torch.cat([batch.indices for batch in batches])
+        pixels = torch.cat([to_pixels(batch.x) for batch in batches])
+        labels = None if labels is None else labels[rows]
+    everything = HeldOut(pixels, labels)
+    if most is None or most >= len(everything):
+        return everything
+    return everything.at(torch.randperm(len(everything), generator=torch.Generator().manual_seed(SEED))[:most])
+
+
+def evaluate(
+    model: Tokenizer | Generator, source: str | None = None, samples: int = COMPARED, options: Config | None = None
+) -> dict[str, Any]:
+    """All figures of a model as plain values, ready for JSON; a generator draws with `options`, or its recipe's.
+
+    Errors are on the [0, 1] scale. `samples` says how many pictures a generator draws. Raises UserError where the
+    data has no held-out part.
+    """
+    config = data_of(model, source)
+    if isinstance(model, Tokenizer):
+        return evaluate_tokenizer(model, config)
+    return evaluate_generator(model, config, samples, options)
+
+
+def evaluate_tokenizer(tokenizer: Tokenizer, config: DataConfig) -> dict[str, Any]:
+    """mse, psnr, ssim on the [0, 1] scale, and how the codes are used, over the whole test split."""
+    examples = held_out(config)
+    errors, codes = (
+        ReconstructionMeter(),
+        CodeMeter(tokenizer.network.bottleneck.size, tokenizer.network.codes.codebooks),
+    )
+    with ProgressLine("reconstruct", len(examples)) as line:
+        for start in range(0, len(examples), 500):
+            x = to_signal(examples.pixels[start : start + 500])
+            found = tokenizer.encode(x)
+            codes.update(found)
+            errors.update(x, tokenizer.decode(found))
+            line.update(start + len(x))
+    used = codes.result()
+    return {
+        "kind": "tokenizer",
+        "data": config.source,
+        "split": "test",
+        "pictures": len(examples),
+        **errors.result(),
+        "codes": used["size"],
+        **{key: used[key] for key in ("used", "usage", "perplexity", "entropy", "tokens")},
+    }
+
+
+def evaluate_generator(
+    generator: Generator, config: DataConfig, samples: int = COMPARED, options: Config | None = None
+) -> dict[str, Any]:
+    """Likeness to real pictures, agreement with the labels, copying, and likelihood.
+
+    Three columns are measured against the same held-out pictures: new samples, other held-out pictures (`real`, what
+    a perfect generator would reach), and those pictures through the tokenizer (`reconstructed`, this generator's
+    ceiling). Label accuracy, Fréchet distance, precision, recall, density and coverage are taken in the features of a
+    classifier trained on the real training split; without labels, in averaged pixels.
+    """
+    test = held_out(config)
+    size = min(samples, COMPARED, len(test) // 2)
+    if size <= NEIGHBOURS:
+        raise UserError(f"{config.source} holds out {len(test)} pictures, too few to compare distributions with")
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(SEED))
+    reference, other = test.at(order[:size]), test.at(order[size : 2 * size])
+    train_source = open_source(config, "train")
+    train = gathered(train_source, config)
+    eye = trained_judge(train_source, train, test, config)
+
+    labels = other.labels if generator.labels else None
+    began = time.perf_counter()
+    drawn = generator.sample(size, labels, seed=SEED, options=options)
+    seconds = time.perf_counter() - began
+    reconstructed = generator.tokenizer.reconstruct(to_signal(other.pixels))
+    columns = {
+        "samples": to_pixels(drawn),
+        "real": other.pixels,
+        "reconstructed": to_pixels(reconstructed),
+    }
+    features = eye.features(reference.pixels)
+    figures: dict[str, Any] = {
+        "kind": "generator",
+        "data": config.source,
+        "compared": size,
+        "neighbours": NEIGHBOURS,
+        "seed": SEED,
+        "options": (options or generator.options).model_dump(mode="json"),
+        "features": eye.name,
+        "samples_a_second": size / seconds,
+    }
+    for name, pixels in columns.items():
+        figures[name] = likeness(eye, features, pixels, labels)
+    figures["copying"] = copying(columns["samples"], other.pixels, train.pixels)
+    figures.update(likelihood(generator, test))
+    return figures
+
+
+def trained_judge(source: Source, train: HeldOut, test: HeldOut, config: DataConfig) -> Judge:
+    """The source's judge, with progress shown when it has to be trained first."""
+    with ProgressLine("train the judge", 1) as line:
+
+        def progress(done: int, total: int) -> None:
+            line.total = total
+            line.update(done)
+
+        held = None if test.labels is None else (test.pixels, test.labels)
+        return judge(train.pixels, train.labels, f"{source.fingerprint}/{config.fit}", held, progress=progress)
+
+
+def likeness(eye: Judge, features: Tensor, pixels: Tensor, labels: Tensor | None) -> dict[str, float]:
+    """How like real pictures these are, by the judge: against the features (N, F) of the reference pictures."""
+    ours = eye.features(pixels)
+    result = {"frechet": frechet(features, ours), **precision_recall_density_coverage(features, ours, NEIGHBOURS)}
+    if isinstance(eye, Classifier) and labels is not None:
+        result = {"label_accuracy": eye.agreement(pixels, labels), **result}
+    return result
+
+
+def copying(samples: Tensor, real: Tensor, train: Tensor) -> dict[str, float]:
+    """Distances to the nearest training picture, root mean square on the [0, 1] scale: samples' beside held-out's.
+
+    `nearer_than_1_percent` is the share of samples nearer to a training picture than the nearest hundredth of held-out
+    pictures is: 0.01 for a model that copies no more than chance does.
+    """
+    base = train.flatten(1).float() / 255
+    scale = base.shape[1] ** 0.5
+    ours, theirs = (nearest(pixels.flatten(1).float() / 255, base)[0].flatten() / scale for pixels in (samples, real))
+    edge = theirs.quantile(0.01)
+    return {
+        "median_distance": ours.median().item(),
+        "median_distance_of_real": theirs.median().item(),
+        "nearest_1_percent": ours.quantile(0.01).item(),
+        "nearest_1_percent_of_real": edge.item(),
+        "nearer_than_1_percent": (ours < edge).float().mean().item(),
+    }
+
+
+@torch.no_grad()
+def likelihood(generator: Generator, test: HeldOut) -> dict[str, float]:
+    """The paradigm's loss on held-out pictures given their labels: nats a code and nats a picture."""
+    codes = generator.tokenizer.encode(to_signal(test.pixels))
+    totals = Totals()
+    for batch in in_order(codes, test.labels if generator.labels else None, 250):
+        with autocast(generator.device):
+            totals.add(generator.paradigm.loss("network", batch.to(generator.device), 0).terms)
+    means = totals.means()
+    if "nats_a_code" not in means:
+        return {}
+    length = generator.tokenizer.network.codes.length
+    return {"nats_a_code": means["nats_a_code"], "nats_a_picture": means["nats_a_code"] * length}

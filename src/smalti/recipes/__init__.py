@@ -1,0 +1,65 @@
+"""The table of recipes: one function an experiment, whose docstring holds what it is, its time and its result."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from smalti.errors import UserError, nearest
+from smalti.recipe import Recipe
+from smalti.recipes.cifar import cifar_tokenizer
+from smalti.recipes.fashion import fashion, fashion_tokenizer, fashion_tokenizer_512, quickstart
+from smalti.recipes.folder import folder, folder_tokenizer
+
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    "quickstart": quickstart,
+    "fashion-tokenizer": fashion_tokenizer,
+    "fashion-tokenizer-512": fashion_tokenizer_512,
+    "fashion": fashion,
+    "cifar-tokenizer": cifar_tokenizer,
+    "folder-tokenizer": folder_tokenizer,
+    "folder": folder,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of `smalti recipes`, read from the recipe's docstring."""
+
+    name: str
+    what: str
+    data: str
+    time: str
+    result: str
+
+
+def recipe(name: str, source: str | None = None) -> Recipe:
+    """The recipe of that name, on its own data or on another source. Raises UserError, with the nearest names."""
+    if name not in RECIPES:
+        raise UserError(f"unknown recipe {name!r}; {nearest(name, RECIPES)}")
+    function = RECIPES[name]
+    if "source" in inspect.signature(function).parameters:
+        if not source:
+            raise UserError(f"recipe {name} needs a folder of pictures: smalti train {name} --data FOLDER")
+        return function(source)
+    made = function()
+    return on_source(made, source) if source else made
+
+
+def on_source(recipe: Recipe, source: str) -> Recipe:
+    """A recipe, and its tokenizer's recipe, on other data."""
+    changes: dict[str, str] = {"data.source": source}
+    if isinstance(recipe.tokenizer, Recipe):
+        changes["tokenizer.data.source"] = source
+    return recipe.changed(**changes)
+
+
+def listing() -> list[Entry]:
+    """Every recipe as its docstring tells it."""
+    entries = []
+    for name, function in RECIPES.items():
+        lines = inspect.getdoc(function).splitlines()  # type: ignore[union-attr]
+        told = {line.split(":", 1)[0]: line.split(":", 1)[1].strip() for line in lines[1:] if ": " in line}
+        entries.append(Entry(name, lines[0].rstrip("."), *(told.get(key, "") for key in ("data", "time", "result"))))
+    return entries

@@ -1,0 +1,121 @@
+"""Your own pictures: shape, grid, codebook and network are chosen from how many there are and how large they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from smalti.data.sources import DataConfig, open_source
+from smalti.layers.transformer import TransformerConfig
+from smalti.paradigms.autoencode import AutoencodeConfig
+from smalti.paradigms.autoregressive import AutoregressiveConfig, AutoregressiveOptions
+from smalti.recipe import Recipe, TrainingConfig
+from smalti.tokenizers.autoencoder import AutoencoderConfig
+from smalti.tokenizers.bottlenecks.vq import VQConfig
+from smalti.training.log import say
+
+STRIDES = {16: (2,), 32: (4,), 64: (4, 2), 128: (4, 2)}  # grids of 8×8, and 16×16 for the largest
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What suits a folder, and the sentence that says why."""
+
+    side: int
+    channels: int
+    codes: int
+    layers: int
+    width: int
+    dropout: float
+    flip: bool
+    pictures: int
+    labels: int
+    why: str
+
+
+def choose(source: str) -> Choice:
+    """Look at a source and choose. Raises UserError when there is no such source or it holds no pictures."""
+    train = open_source(DataConfig(source=source), "train")
+    height, width = train.signal.shape
+    count = len(train)
+    side = max((s for s in STRIDES if s <= min(height, width)), default=16)
+    # a hundred tokens or more for each code, so that none starves
+    tokens = count * 64 * (4 if side == 128 else 1)
+    codes = next((k for k in (1024, 512, 256, 128) if tokens >= 100 * k), 64)
+    # a large network learns a small collection by heart; dropout is what slows that down
+    if count >= 20_000:
+        layers, model_width, dropout = 8, 320, 0.1
+    elif count >= 2_000:
+        layers, model_width, dropout = 6, 256, 0.1
+    else:
+        layers, model_width, dropout = 4, 128, 0.2
+    flip = not train.has_text  # a caption may say left or right
+    grid = side // (STRIDES[side][0] * (STRIDES[side][1] if len(STRIDES[side]) > 1 else 1))
+    size = f"{layers} layers × {model_width}, dropout {dropout}"
+    mirrored = "mirrored while training" if flip else "not mirrored while training, for captions may say left or right"
+    why = (
+        f"{source}: {count:,} training pictures, as a rule {width}×{height}, {train.signal.channels} channels,"
+        f" {len(train.labels) or 'no'} labels.\n"
+        f"  pictures of {side}×{side}, cropped: the largest of {', '.join(map(str, STRIDES))} they fill\n"
+        f"  a {grid}×{grid} grid of {codes} codes: at least a hundred training tokens for each code\n"
+        f"  a transformer of {size}: as large as {count:,} pictures can teach\n"
+        f"  {mirrored}"
+    )
+    return Choice(side, train.signal.channels, codes, layers, model_width, dropout, flip, count, len(train.labels), why)
+
+
+def folder_tokenizer(source: str) -> Recipe:
+    """A tokenizer for your own pictures, chosen from their number and size.
+
+    smalti train folder-tokenizer --data FOLDER
+    data: any folder of pictures
+    """
+    choice = choose(source)
+    say(choice.why)
+    return _tokenizer(source, choice)
+
+
+def folder(source: str) -> Recipe:
+    """Tokenizer and next-token generator for your own pictures, chosen from their number and size.
+
+    smalti train folder --data FOLDER
+    data: any folder of pictures, with class folders or without
+    """
+    choice = choose(source)
+    say(choice.why)
+    tokenizer = _tokenizer(source, choice)
+    # forty passes, within what two processor cores do in half an hour
+    steps = _passes(choice, 40, 64, least=800, most=8000)
+    return Recipe(
+        name="folder",
+        data=tokenizer.data,
+        tokenizer=tokenizer,
+        model=TransformerConfig(
+            layers=choice.layers, width=choice.width, heads=choice.width // 64, dropout=choice.dropout
+        ),
+        paradigm=AutoregressiveConfig(
+            sampling=AutoregressiveOptions(guidance=1.5 if choice.labels else 1.0, top_p=0.95)
+        ),
+        training=TrainingConfig(
+            steps=steps, batch=64, lr=1e-3, validate_every=max(50, steps // 20), variants=4 if choice.flip else 1
+        ),
+    )
+
+
+def _tokenizer(source: str, choice: Choice) -> Recipe:
+    steps = _passes(choice, 60, 64, least=1000, most=6000)
+    return Recipe(
+        name="folder-tokenizer",
+        data=DataConfig(
+            source=source, shape=(choice.side, choice.side), channels=choice.channels, flip=choice.flip, shift=1
+        ),
+        model=AutoencoderConfig(
+            width=96, strides=STRIDES[choice.side], blocks=2, bottleneck=VQConfig(codes=choice.codes, dim=16)
+        ),
+        paradigm=AutoencodeConfig(),
+        training=TrainingConfig(steps=steps, batch=64, lr=3e-3, weight_decay=0.0, betas=(0.9, 0.99)),
+    )
+
+
+def _passes(choice: Choice, passes: int, batch: int, least: int, most: int) -> int:
+    """Steps for so many passes over the pictures, within bounds."""
+    return min(most, max(least, passes * choice.pictures // batch))

@@ -1,0 +1,381 @@
+"""From a recipe to a run folder: data, tokenizer, codes, training, report; and what runs there are."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from smalti import model as models
+from smalti.checkpoint import model_folder, saving, write_text
+from smalti.config import Examples
+from smalti.data.arrays import in_order, shuffled
+from smalti.data.augment import augment
+from smalti.data.batch import Batch
+from smalti.data.image import to_signal
+from smalti.data.loader import Loader
+from smalti.data.sources import DataConfig, Source, open_source
+from smalti.device import pick_device
+from smalti.errors import UserError
+from smalti.evaluation.evaluate import HeldOut, gathered
+from smalti.evaluation.pages import write_report
+from smalti.model import Tokenizer
+from smalti.paradigms.base import Paradigm
+from smalti.recipe import Recipe, override, read
+from smalti.recipes import on_source
+from smalti.recipes import recipe as named_recipe
+from smalti.training.log import ProgressLine, read_metrics, say
+from smalti.training.loop import Progress, Run, fit
+from smalti.training.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a training's run lies, and whether it came to its end or was interrupted (and saved)."""
+
+    folder: Path
+    finished: bool
+
+
+def train(
+    recipe: str | Recipe,
+    data: str | None = None,
+    out: str | Path | None = None,
+    changes: Mapping[str, Any] | None = None,
+    init: str | Path | None = None,
+    device: str = "auto",
+) -> Outcome:
+    """Train a recipe, by name or as it is, into a new run folder (`runs/NAME` unless said otherwise).
+
+    `changes` are dotted fields of the recipe. `init` is a run whose weights training starts from. Raises UserError
+    on unknown recipes and fields, on data that cannot be had, and when `out` already holds a run.
+    """
+    chosen = named_recipe(recipe, data) if isinstance(recipe, str) else recipe
+    if changes:
+        chosen = override(chosen, changes)
+    if init is not None:
+        chosen = chosen.model_copy(update={"init": str(Path(init).resolve())})
+    folder = Path(out) if out is not None else Path("runs") / chosen.name
+    ranks = Ranks.join()
+    if (folder / "recipe.json").exists():
+        raise UserError(f"{folder} already holds a run: continue it with --resume {folder}, or choose another --out")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --out")
+    ranks.wait()  # nobody writes before everybody has looked
+    return _Training(chosen, folder, device, ranks).run()
+
+
+def resume(folder: str | Path, device: str = "auto") -> Outcome:
+    """Continue an interrupted run exactly where its last saved state is. Raises UserError when there is no run."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no run at {folder}; `smalti runs` lists what has been trained")
+    return _Training(read(folder / "recipe.json"), folder, device, Ranks.join()).run()
+
+
+class _Training:
+    """One recipe on its way to a run folder; every stage picks up what an earlier attempt has finished."""
+
+    def __init__(self, recipe: Recipe, folder: Path, device: str, ranks: Ranks) -> None:
+        self.recipe, self.folder, self.ranks = recipe, folder, ranks
+        self.device_name, self.device = device, pick_device(device)
+        self.stages: dict[str, float] = {}
+
+    def run(self) -> Outcome:
+        try:
+            finished = self._stages()
+        except KeyboardInterrupt:
+            finished = False
+        self.ranks.leave()
+        if not finished and self.ranks.writes:
+            say(f"stopped and saved; continue with: smalti train --resume {self.folder}")
+        return Outcome(self.folder, finished)
+
+    def _stages(self) -> bool:
+        recipe = self.recipe
+        with self._timed("data"):
+            source, validation = open_source(recipe.data, "train"), open_source(recipe.data, "validation")
+            _tell_broken(source)
+        if self.ranks.writes:
+            write_text(self.folder / "recipe.json", recipe.json_text())
+        if recipe.generates:
+            tokenizer_folder = self._tokenizer_folder()
+            if tokenizer_folder is None:
+                return False
+            progress = self._train_generator(source, validation, tokenizer_folder)
+        else:
+            progress = self._train_tokenizer(source, validation)
+        if not progress.finished:
+            return False
+        self.stages["training"] = progress.seconds
+        if self.ranks.writes:
+            # an interrupted report is written again by --resume
+            write_report(self.folder, recipe.data, self.stages, self.device_name)
+            say(f"model {self.folder / 'model'}\nreport {self.folder / 'report' / 'index.html'}")
+        self.ranks.wait()
+        return True
+
+    def _train_tokenizer(self, source: Source, validation: Source) -> Progress:
+        recipe, training = self.recipe, self.recipe.training
+        examples = Examples(signal=source.signal, labels=source.labels)
+        held = gathered(validation, recipe.data, training.validate_on)
+
+        def batches(start: int) -> Iterator[Batch]:
+            ranks = self.ranks
+            return iter(
+                Loader(
+                    source,
+                    recipe.data,
+                    training.batch,
+                    training.seed,
+                    ranks.rank,
+                    ranks.count,
+                    augment=True,
+                    start=start,
+                )
+            )
+
+        def held_out() -> Iterator[Batch]:
+            return _signals(held, self._rows_at_once(), self.ranks)
+
+        return self._fit(examples, batches, held_out, {"the data": source.fingerprint}, {})
+
+    def _train_generator(self, source: Source, validation: Source, tokenizer_folder: Path) -> Progress:
+        training = self.recipe.training
+        tokenizer = models.load_tokenizer(tokenizer_folder, self.device_name)
+        _check_fits(tokenizer, source, tokenizer_folder)
+        with self._timed("encode"):
+            codes, labels = self._codes(tokenizer, source, "train", training.variants)
+            held, held_labels = self._codes(tokenizer, validation, "validation", 1)
+        held, held_labels = _first(training.validate_on, held[0], held_labels)
+        examples = Examples(signal=source.signal, codes=tokenizer.network.codes, labels=source.labels)
+
+        def batches(start: int) -> Iterator[Batch]:
+            ranks = self.ranks
+            return shuffled(codes, labels, training.batch, training.seed, ranks.rank, ranks.count, start)
+
+        def held_out() -> Iterator[Batch]:
+            return in_order(held, held_labels, self._rows_at_once(), self.ranks.rank, self.ranks.count)
+
+        identity = {"the data": source.fingerprint, "the tokenizer": tokenizer.sha256}
+        return self._fit(examples, batches, held_out, identity, {tokenizer.recipe.name: tokenizer_folder})
+
+    def _fit(
+        self,
+        examples: Examples,
+        batches: Callable[[int], Iterator[Batch]],
+        held_out: Callable[[], Iterator[Batch]],
+        identity: Mapping[str, str],
+        tokenizers: Mapping[str, Path],
+    ) -> Progress:
+        recipe = self.recipe
+        torch.manual_seed(recipe.training.seed)
+        paradigm = models.build(recipe, examples)
+        if recipe.init:
+            _start_from(paradigm, recipe.init)
+
+        def keep(average: Paradigm, progress: Progress) -> None:
+            figures = {"step": progress.step, "held-out loss": progress.best}
+            models.write(self.folder / "model", recipe, examples, average, figures, tokenizers)
+
+        run = Run(
+            recipe.name, self.folder, recipe.training, batches, held_out, keep, identity, fresh=recipe.init is None
+        )
+        return fit(paradigm, run, self.device, self.ranks)
+
+    def _tokenizer_folder(self) -> Path | None:
+        """The tokenizer's model folder, trained first when the recipe holds one; None when that was interrupted."""
+        tokenizer = self.recipe.tokenizer
+        if isinstance(tokenizer, str):
+            return model_folder(tokenizer)
+        assert tokenizer is not None
+        folder = self.folder / "tokenizer"
+        with self._timed("tokenizer"):
+            nested = _Training(tokenizer, folder, self.device_name, self.ranks)
+            finished = nested._stages()
+        return folder / "model" if finished else None
+
+    def _codes(self, tokenizer: Tokenizer, source: Source, split: str, variants: int) -> tuple[Tensor, Tensor | None]:
+        """All of a split's codes (V, N, Q, *grid), computed once and kept beside the run."""
+        path = self.folder / "codes" / f"{split}.safetensors"
+        config = self.recipe.data
+        key = f"{source.fingerprint}/{tokenizer.sha256}/{variants}/{config.flip}/{config.shift}"
+        if self.ranks.writes and _stored(path, key) is None:
+            _encode_all(tokenizer, source, config, variants, path, key)
+        self.ranks.wait()
+        codes = _stored(path, key)
+        assert codes is not None
+        return codes, source.label_ids
+
+    def _rows_at_once(self) -> int:
+        training = self.recipe.training
+        return training.micro_batch or training.batch
+
+    def _timed(self, stage: str) -> _Stopwatch:
+        return _Stopwatch(self.stages, stage)
+
+
+class _Stopwatch:
+    def __init__(self, stages: dict[str, float], name: str) -> None:
+        self.stages, self.name = stages, name
+
+    def __enter__(self) -> None:
+        self.began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.stages[self.name] = time.monotonic() - self.began
+
+
+def _signals(held: HeldOut, size: int, ranks: Ranks) -> Iterator[Batch]:
+    """This rank's share of the held-out pictures, as signals."""
+    for batch in in_order(held.pixels, held.labels, size, ranks.rank, ranks.count):
+        yield Batch(batch.step, batch.rows, batch.indices, to_signal(batch.x.to(torch.uint8)), batch.labels)
+
+
+def _first(count: int, codes: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """`count` examples drawn with a fixed seed: a source may be sorted by label."""
+    rows = torch.randperm(len(codes), generator=torch.Generator().manual_seed(0))[:count]
+    return codes[rows], None if labels is None else labels[rows]
+
+
+def _encode_all(tokenizer: Tokenizer, source: Source, config: DataConfig, variants: int, path: Path, key: str) -> None:
+    held = gathered(source, config)
+    everything = torch.arange(len(held))
+    codings = []
+    with ProgressLine("encode", variants * len(held)) as line:
+        for variant in range(variants):
+            parts = []
+            for rows in everything.split(1000):
+                pixels = held.pixels[rows]
+                if variant:  # the first coding is of the pictures as they are
+                    pixels = augment(pixels, variant, 0, rows, config.flip, config.shift)
+                parts.append(tokenizer.encode(to_signal(pixels)).to(torch.int32))
+                line.update(variant * len(held) + int(rows[-1]) + 1)
+            codings.append(torch.cat(parts))
+    fresh = path.with_suffix(".new")
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"codes": torch.stack(codings)}, fresh, {"key": key})
+        fresh.replace(path)
+
+
+def _stored(path: Path, key: str) -> Tensor | None:
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor("codes") if (file.metadata() or {}).get("key") == key else None
+    except (OSError, SafetensorError):
+        return None
+
+
+def _start_from(paradigm: Paradigm, init: str) -> None:
+    """Weights from an earlier model of the same shape. Raises UserError when they do not fit."""
+    earlier = models.load(init, "cpu")
+    try:
+        paradigm.load_state_dict(earlier.paradigm.state_dict())
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UserError(f"--init {init} is a model of another shape: {reason}") from error
+
+
+def _check_fits(tokenizer: Tokenizer, source: Source, folder: Path) -> None:
+    ours, theirs = tokenizer.signal, source.signal
+    if (ours.channels, ours.shape) != (theirs.channels, theirs.shape):
+        raise UserError(
+            f"the tokenizer {folder} reads {ours.channels} channels of {'×'.join(map(str, ours.shape))}, the data has"
+            f" {theirs.channels} of {'×'.join(map(str, theirs.shape))}; set --data.shape and --data.channels alike"
+        )
+
+
+def _tell_broken(source: Source) -> None:
+    for name, reason in list(source.broken)[:20]:
+        say(f"left out: {name}: {reason}")
+    if len(source.broken) > 20:
+        say(f"left out: {len(source.broken) - 20} more broken files")
+
+
+def listed(folder: str | Path = "runs") -> list[dict[str, Any]]:
+    """Every run below a folder: where it is, its recipe, how far it got, its held-out loss."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}; `smalti train` writes runs into ./runs")
+    found = sorted(path.parent for path in folder.rglob("recipe.json") if path.parent.name != "model")
+    return [summary(path) for path in found]
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """One run in a line of plain values."""
+    recipe = read(folder / "recipe.json")
+    rows = read_metrics(folder / "metrics.jsonl")
+    held = [row for row in rows if row["split"] == "validation"]
+    told: dict[str, Any] = {
+        "run": str(folder),
+        "recipe": recipe.name,
+        "paradigm": recipe.paradigm.kind,
+        "data": recipe.data.source,
+        "step": rows[-1]["step"] if rows else 0,
+        "steps": recipe.training.steps,
+        "seconds": rows[-1]["time"] if rows else 0.0,
+    }
+    if held:
+        told.update({f"held-out {name}": value for name, value in held[-1]["values"].items()})
+    told.update(measured(folder))
+    return told
+
+
+def measured(folder: Path) -> dict[str, Any]:
+    """What `smalti evaluate` found for this run, flat: {"samples.frechet": …}."""
+    try:
+        figures = json.loads((folder / "report" / "figures.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return _flat(figures)
+
+
+def differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
+    """The settings in which runs differ: dotted field -> the value in each run, None where a run has no such field."""
+    trees = [_flat(read(folder / "recipe.json").model_dump(mode="json")) for folder in folders]
+    names = list(dict.fromkeys(name for tree in trees for name in tree))
+    columns = {name: [tree.get(name) for tree in trees] for name in names if name not in ("name",)}
+    return {name: values for name, values in columns.items() if any(value != values[0] for value in values)}
+
+
+def keep_figures(run: Path, figures: Mapping[str, Any]) -> None:
+    """Keep what `evaluate` measured beside the run's report, and in its model card."""
+    if (run / "recipe.json").exists():
+        write_text(run / "report" / "figures.json", json.dumps(figures, indent=2) + "\n")
+    models.write_card(run, _flat(figures))
+
+
+def quickstart(out: str | Path = "runs/quickstart", device: str = "auto") -> Outcome:
+    """Train the quickstart's tokenizer and generator and write the report; picks up where an earlier call stopped.
+
+    Where Fashion-MNIST cannot be had by any of its ways, the small set mnist-5k takes its place, and it is said.
+    """
+    folder = Path(out)
+    if (folder / "recipe.json").exists():
+        return resume(folder, device)
+    recipe = named_recipe("quickstart")
+    try:
+        open_source(recipe.data, "train")
+    except UserError as error:
+        say(f"{error}\nquickstart goes on with mnist-5k instead")
+        recipe = on_source(recipe, "mnist-5k")
+    return train(recipe, out=folder, device=device)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,1 @@
+"""Using a trained model: new signals, completions, morphs, and files of codes."""

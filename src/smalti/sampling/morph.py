@@ -1,0 +1,44 @@
+"""Morphing: cross-fading two signals' code grids position by position."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from smalti.errors import UserError
+from smalti.model import Tokenizer
+from smalti.sampling.files import padded, read_signal, same_shape, write_picture
+
+
+def morph_codes(first: Tensor, second: Tensor, steps: int, seed: int = 0) -> Tensor:
+    """Blends (steps, Q, *grid) from `first` to `second`, both int64 (Q, *grid).
+
+    One random field decides when each position changes over, so every blend contains what the one before had taken
+    from `second`; the first blend is `first` and the last is `second`. Raises UserError on different grids.
+    """
+    if first.shape != second.shape:
+        raise UserError(f"a morph needs two signals of one size; got grids {first.shape[1:]} and {second.shape[1:]}")
+    if steps < 2:
+        raise UserError(f"a morph needs at least 2 steps, from one signal to the other; got {steps}")
+    generator = torch.Generator().manual_seed(seed)
+    field = torch.rand(first.shape[1:], generator=generator)
+    amounts = torch.linspace(0, 1, steps).view(-1, *[1] * field.ndim)
+    return torch.where((field < amounts)[:, None], second, first)
+
+
+def morph(tokenizer: Tokenizer, first: Tensor, second: Tensor, steps: int, seed: int = 0) -> Tensor:
+    """Pictures (steps, C, H, W) on the way from `first` to `second`, both (C, H, W) in [-1, 1]."""
+    codes = tokenizer.encode(torch.stack([first, second]))
+    return tokenizer.decode(morph_codes(codes[0], codes[1], steps, seed))
+
+
+def morph_files(tokenizer: Tokenizer, first: Path, second: Path, steps: int, seed: int, out: Path) -> None:
+    """Write a morph between two pictures of one size as one strip. Raises UserError when the sizes differ."""
+    a, b = read_signal(first, tokenizer.signal), read_signal(second, tokenizer.signal)
+    same_shape(a, b, (str(first), str(second)))
+    height, width = a.shape[1:]
+    stride = tokenizer.network.stride
+    blends = morph(tokenizer, padded(a, stride), padded(b, stride), steps, seed)
+    write_picture(out, torch.cat(list(blends[:, :, :height, :width]), -1), {"smalti:seed": str(seed)})
