@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from smalti.errors import UserError
 
@@ -18,12 +19,34 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Cut any signal into tokens, and train the transformers that lay them again.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-FIELDS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+class WithFields(TyperCommand):
+    """A verb that takes `--any.field VALUE` too, wherever it stands; the verb finds these in `context.obj`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
+        words: list[str] = []
+        fields: dict[str, str] = {}
+        rest = list(args)
+        while rest:
+            word = rest.pop(0)
+            name, equals, value = word.partition("=")
+            if not name.startswith("--") or name in own:
+                words.append(word)
+                continue
+            if not equals:
+                if not rest or rest[0].startswith("--"):
+                    raise UserError(f"{name} needs a value")
+                value = rest.pop(0)
+            fields[name.removeprefix("--")] = value
+        ctx.obj = fields
+        return super().parse_args(ctx, words)
+
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
 Seed = Annotated[int, typer.Option(min=0, help="sample i draws its noise from (seed, i)")]
@@ -77,7 +100,7 @@ def data(
         _say(f"wrote {out}")
 
 
-@app.command(context_settings=FIELDS)
+@app.command(cls=WithFields)
 def train(
     context: typer.Context,
     recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="a name from `smalti recipes`")] = None,
@@ -91,7 +114,7 @@ def train(
     """Train a recipe, with any of its fields changed: smalti train fashion --training.lr 5e-4 --model.layers 8."""
     from smalti import runs
 
-    changes: dict[str, Any] = _fields(context.args)
+    changes: dict[str, Any] = dict(context.obj)
     if steps is not None:
         changes["training.steps"] = steps
     if resume is not None:
@@ -139,7 +162,7 @@ def compare(
         _print_table(["differs", *map(str, runs)], [[key, *values] for key, values in settings.items()])
 
 
-@app.command(context_settings=FIELDS)
+@app.command(cls=WithFields)
 def evaluate(
     context: typer.Context,
     run: RunArgument,
@@ -154,13 +177,13 @@ def evaluate(
     from smalti.runs import keep_figures
 
     model = load(run, device)
-    options = _options(model, context.args) if isinstance(model, Generator) and context.args else None
-    if context.args and options is None:
-        raise UserError(f"did not expect {context.args[0]!r}: {run} is a tokenizer, which has no options of sampling")
+    options = _options(model, context.obj) if isinstance(model, Generator) and context.obj else None
+    if context.obj and options is None:
+        raise UserError(f"did not expect --{next(iter(context.obj))}: {run} is a tokenizer, which does not sample")
     figures = measure(model, data, samples, options)
+    _print_json(figures) if as_json else _print_figures(figures)
     if data is None and options is None:
         keep_figures(run, figures)
-    _print_json(figures) if as_json else _print_figures(figures)
 
 
 @app.command()
@@ -215,7 +238,7 @@ def codes(run: RunArgument, data: Data = None, as_json: AsJson = False, device: 
     _say(f"report {report}")
 
 
-@app.command(context_settings=FIELDS)
+@app.command(cls=WithFields)
 def sample(
     context: typer.Context,
     run: RunArgument,
@@ -234,7 +257,7 @@ def sample(
     generator = _generator(run, device)
     if prompt is not None:
         raise UserError(f"{run} was trained without text; ask for one of its labels with --label")
-    options = _options(generator, context.args)
+    options = _options(generator, context.obj)
     x = generator.sample(n, label, seed=seed, options=options)
     told = {"smalti:options": options.model_dump_json()}
     paths = write_samples(x, out, generator, seed, label, told)
@@ -244,7 +267,7 @@ def sample(
     print(f"{len(paths)} pictures in {out}: {paths[0].name} … {paths[-1].name}")
 
 
-@app.command(context_settings=FIELDS)
+@app.command(cls=WithFields)
 def complete(
     context: typer.Context,
     run: RunArgument,
@@ -257,16 +280,20 @@ def complete(
     device: Device = "auto",
 ) -> None:
     """Keep part of real pictures and draw the rest anew."""
+    import torch
+
     from smalti.sampling.complete import complete as finish
     from smalti.sampling.complete import first_codes, mask_from_file
-    from smalti.sampling.files import listed, stacked, unique_names, write_picture
+    from smalti.sampling.files import listed, outputs, read_fitted, readable, write_picture
 
     if (keep is None) == (mask is None):
         raise UserError("say what to keep: either --keep 0.5 or --mask PNG")
     generator = _generator(run, device)
-    options = _options(generator, context.args)
+    options = _options(generator, context.obj)
     paths = listed(files)
-    x = stacked(paths, generator)
+    places = outputs(paths, out)
+    whole = dict(readable(paths, lambda path: read_fitted(path, generator), "read"))
+    x = torch.stack(list(whole.values()))
     spec = generator.tokenizer.network.codes
     kept = (
         first_codes(spec, len(x), keep)
@@ -274,9 +301,9 @@ def complete(
         else mask_from_file(mask, spec, generator.signal.shape, len(x))  # type: ignore[arg-type]
     )
     done = finish(generator, x, kept, label, seed, options)
-    for name, picture in zip(unique_names(paths), done, strict=True):
-        write_picture(out / name, picture)
-        print(out / name)
+    for path, picture in zip(whole, done, strict=True):
+        write_picture(places[path], picture)
+        print(places[path])
 
 
 @app.command()
@@ -308,16 +335,14 @@ def doctor(as_json: AsJson = False) -> None:
 def main() -> None:
     """Run the command line. A user's mistake is one line and status 2; a bug keeps its traceback."""
     try:
-        app()
+        status = app(None if sys.argv[1:] else ["--help"], standalone_mode=False)
     except UserError as error:
         _say(f"smalti: {error}")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        _say("smalti: interrupted")
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+        status = 2
+    except typer.TyperException as error:  # what the parser of the command line did not understand
+        _say(f"smalti: {' '.join(error.format_message().split())}; see smalti VERB --help")
+        status = 2
+    sys.exit(status)
 
 
 def _tokenizer(run: Path, device: str) -> Tokenizer:
@@ -335,28 +360,11 @@ def _generator(run: Path, device: str) -> Generator:
     return model
 
 
-def _options(generator: Generator, arguments: list[str]) -> Config:
+def _options(generator: Generator, fields: dict[str, str]) -> Config:
     """The paradigm's options, with those given on the command line changed."""
     from smalti.config import changed
 
-    return changed(generator.options, _fields(arguments))
-
-
-def _fields(arguments: Iterable[str]) -> dict[str, str]:
-    """`--any.field VALUE` and `--any.field=VALUE` as a mapping."""
-    fields: dict[str, str] = {}
-    rest = list(arguments)
-    while rest:
-        name = rest.pop(0)
-        if not name.startswith("--"):
-            raise UserError(f"did not expect {name!r} here; fields are given as --field VALUE")
-        name, equals, value = name.removeprefix("--").partition("=")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise UserError(f"--{name} needs a value")
-            value = rest.pop(0)
-        fields[name] = value
-    return fields
+    return changed(generator.options, fields)
 
 
 def _print_json(value: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from smalti import checkpoint
 from smalti.config import Config, Examples, SignalSpec
+from smalti.data.named import NAMED_SETS
 from smalti.device import autocast, pick_device
 from smalti.errors import UserError
 from smalti.paradigms.base import Paradigm
@@ -250,6 +251,9 @@ def card(recipe: Recipe, examples: Examples, figures: Mapping[str, Any]) -> str:
     ]
     if examples.labels:
         lines += [f"Labels: {', '.join(examples.labels)}.", ""]
+    if recipe.data.source in NAMED_SETS:
+        named = NAMED_SETS[recipe.data.source]
+        lines += [f"Data: {named.title}. {named.attribution}; licence: {named.licence}.", ""]
     if figures:
         lines += ["| measured | value |", "|---|---|"]
         lines += [f"| {name} | {_shown(value)} |" for name, value in figures.items()]

@@ -55,14 +55,18 @@ def train(
 ) -> Outcome:
     """Train a recipe, by name or as it is, into a new run folder (`runs/NAME` unless said otherwise).
 
-    `changes` are dotted fields of the recipe. `init` is a run whose weights training starts from. Raises UserError
-    on unknown recipes and fields, on data that cannot be had, and when `out` already holds a run.
+    `changes` are dotted fields of the recipe. `init` is a run whose weights training starts from; a generator then
+    keeps that run's tokenizer too. Raises UserError on unknown recipes and fields, on data that cannot be had, and
+    when `out` already holds a run.
     """
-    chosen = named_recipe(recipe, data) if isinstance(recipe, str) else recipe
+    if isinstance(recipe, str):
+        chosen = named_recipe(recipe, data)
+    else:
+        chosen = on_source(recipe, data) if data else recipe
     if changes:
         chosen = override(chosen, changes)
     if init is not None:
-        chosen = chosen.model_copy(update={"init": str(Path(init).resolve())})
+        chosen = _starting_from(chosen, Path(init))
     folder = Path(out) if out is not None else Path("runs") / chosen.name
     ranks = Ranks.join()
     if (folder / "recipe.json").exists():
@@ -70,7 +74,12 @@ def train(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --out")
     ranks.wait()  # nobody writes before everybody has looked
-    return _Training(chosen, folder, device, ranks).run()
+    try:
+        return _Training(chosen, folder, device, ranks).run()
+    except UserError:
+        if ranks.writes:
+            _undo_start(folder)
+        raise
 
 
 def resume(folder: str | Path, device: str = "auto") -> Outcome:
@@ -78,6 +87,9 @@ def resume(folder: str | Path, device: str = "auto") -> Outcome:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no run at {folder}; `smalti runs` lists what has been trained")
+    if (folder / "report" / "index.html").exists():  # the last thing a training writes
+        say(f"{folder} is complete: report {folder / 'report' / 'index.html'}")
+        return Outcome(folder, True)
     return _Training(read(folder / "recipe.json"), folder, device, Ranks.join()).run()
 
 
@@ -88,6 +100,7 @@ class _Training:
         self.recipe, self.folder, self.ranks = recipe, folder, ranks
         self.device_name, self.device = device, pick_device(device)
         self.stages: dict[str, float] = {}
+        self.told: set[str] = set()
 
     def run(self) -> Outcome:
         try:
@@ -103,7 +116,7 @@ class _Training:
         recipe = self.recipe
         with self._timed("data"):
             source, validation = open_source(recipe.data, "train"), open_source(recipe.data, "validation")
-            _tell_broken(source)
+            self._tell_broken(source.broken)
         if self.ranks.writes:
             write_text(self.folder / "recipe.json", recipe.json_text())
         if recipe.generates:
@@ -129,19 +142,10 @@ class _Training:
         held = gathered(validation, recipe.data, training.validate_on)
 
         def batches(start: int) -> Iterator[Batch]:
-            ranks = self.ranks
-            return iter(
-                Loader(
-                    source,
-                    recipe.data,
-                    training.batch,
-                    training.seed,
-                    ranks.rank,
-                    ranks.count,
-                    augment=True,
-                    start=start,
-                )
-            )
+            share = (training.batch, training.seed, self.ranks.rank, self.ranks.count)
+            loader = Loader(source, recipe.data, *share, augment=True, start=start)
+            self._tell_broken(loader.broken)
+            return iter(loader)
 
         def held_out() -> Iterator[Batch]:
             return _signals(held, self._rows_at_once(), self.ranks)
@@ -179,7 +183,7 @@ class _Training:
         recipe = self.recipe
         torch.manual_seed(recipe.training.seed)
         paradigm = models.build(recipe, examples)
-        if recipe.init:
+        if recipe.init and not (self.folder / "state" / "latest").exists():
             _start_from(paradigm, recipe.init)
 
         def keep(average: Paradigm, progress: Progress) -> None:
@@ -207,13 +211,24 @@ class _Training:
         """All of a split's codes (V, N, Q, *grid), computed once and kept beside the run."""
         path = self.folder / "codes" / f"{split}.safetensors"
         config = self.recipe.data
-        key = f"{source.fingerprint}/{tokenizer.sha256}/{variants}/{config.flip}/{config.shift}"
+        key = f"{tokenizer.sha256}/{source.fingerprint}/{variants}/{config.flip}/{config.shift}"
         if self.ranks.writes and _stored(path, key) is None:
-            _encode_all(tokenizer, source, config, variants, path, key)
+            held = gathered(source, config)
+            self._tell_broken(held.broken)
+            _encode_all(tokenizer, held, config, variants, path, key)
         self.ranks.wait()
-        codes = _stored(path, key)
-        assert codes is not None
-        return codes, source.label_ids
+        stored = _stored(path, key)
+        assert stored is not None
+        return stored
+
+    def _tell_broken(self, broken: Sequence[tuple[str, str]]) -> None:
+        """Name what is left out, once, and count it."""
+        fresh = [each for each in broken if each[0] not in self.told] if self.ranks.writes else []
+        for name, reason in fresh[:20]:
+            say(f"left out: {name}: {reason}")
+        if fresh:
+            say(f"left out: {len(fresh)} of the files, for they are broken")
+        self.told.update(name for name, _ in fresh)
 
     def _rows_at_once(self) -> int:
         training = self.recipe.training
@@ -246,8 +261,7 @@ def _first(count: int, codes: Tensor, labels: Tensor | None) -> tuple[Tensor, Te
     return codes[rows], None if labels is None else labels[rows]
 
 
-def _encode_all(tokenizer: Tokenizer, source: Source, config: DataConfig, variants: int, path: Path, key: str) -> None:
-    held = gathered(source, config)
+def _encode_all(tokenizer: Tokenizer, held: HeldOut, config: DataConfig, variants: int, path: Path, key: str) -> None:
     everything = torch.arange(len(held))
     codings = []
     with ProgressLine("encode", variants * len(held)) as line:
@@ -260,19 +274,40 @@ def _encode_all(tokenizer: Tokenizer, source: Source, config: DataConfig, varian
                 parts.append(tokenizer.encode(to_signal(pixels)).to(torch.int32))
                 line.update(variant * len(held) + int(rows[-1]) + 1)
             codings.append(torch.cat(parts))
+    tensors = {"codes": torch.stack(codings)}
+    if held.labels is not None:
+        tensors["labels"] = held.labels
     fresh = path.with_suffix(".new")
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"codes": torch.stack(codings)}, fresh, {"key": key})
+        save_file(tensors, fresh, {"key": key})
         fresh.replace(path)
 
 
-def _stored(path: Path, key: str) -> Tensor | None:
+def _stored(path: Path, key: str) -> tuple[Tensor, Tensor | None] | None:
+    """The codes and labels kept in a file, or None when there are none or those of something else."""
     try:
         with safe_open(path, "pt") as file:
-            return file.get_tensor("codes") if (file.metadata() or {}).get("key") == key else None
+            if (file.metadata() or {}).get("key") != key:
+                return None
+            return file.get_tensor("codes"), file.get_tensor("labels") if "labels" in file.keys() else None  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
+
+
+def _starting_from(recipe: Recipe, init: Path) -> Recipe:
+    """The recipe with an earlier run to start from; a generator knows only the codes of that run's tokenizer."""
+    carried = sorted((model_folder(init) / "tokenizers").glob("*/config.json"))
+    if carried and isinstance(recipe.tokenizer, Recipe):
+        recipe = recipe.model_copy(update={"tokenizer": str(carried[0].parent.resolve())})
+    return recipe.model_copy(update={"init": str(init.resolve())})
+
+
+def _undo_start(folder: Path) -> None:
+    """After a mistake before anything was saved: the command, put right, may be given again."""
+    if not any(folder.glob("**/state/latest")):
+        for path in (folder / "tokenizer" / "recipe.json", folder / "recipe.json"):
+            path.unlink(missing_ok=True)
 
 
 def _start_from(paradigm: Paradigm, init: str) -> None:
@@ -292,13 +327,6 @@ def _check_fits(tokenizer: Tokenizer, source: Source, folder: Path) -> None:
             f"the tokenizer {folder} reads {ours.channels} channels of {'×'.join(map(str, ours.shape))}, the data has"
             f" {theirs.channels} of {'×'.join(map(str, theirs.shape))}; set --data.shape and --data.channels alike"
         )
-
-
-def _tell_broken(source: Source) -> None:
-    for name, reason in list(source.broken)[:20]:
-        say(f"left out: {name}: {reason}")
-    if len(source.broken) > 20:
-        say(f"left out: {len(source.broken) - 20} more broken files")
 
 
 def listed(folder: str | Path = "runs") -> list[dict[str, Any]]:

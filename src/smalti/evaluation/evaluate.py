@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from smalti.data.arrays import in_order
 from smalti.data.image import to_pixels, to_signal
 from smalti.data.loader import sweep
 from smalti.data.sources import DataConfig, Source, open_source
+from smalti.data.workers import read_each
 from smalti.device import autocast
 from smalti.errors import UserError
 from smalti.evaluation.classifier import Classifier, Judge, judge
@@ -31,16 +33,20 @@ SEED = 0
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out pictures uint8 (N, C, H, W), with label ids int64 (N,) or None."""
+    """Held-out pictures uint8 (N, C, H, W), with label ids int64 (N,) or None.
+
+    `broken`: (name, reason) of what could not be read and is left out.
+    """
 
     pixels: Tensor
     labels: Tensor | None
+    broken: Sequence[tuple[str, str]] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def at(self, rows: Tensor) -> HeldOut:
-        return HeldOut(self.pixels[rows], None if self.labels is None else self.labels[rows])
+        return HeldOut(self.pixels[rows], None if self.labels is None else self.labels[rows], self.broken)
 
 
 def data_of(model: Tokenizer | Generator, source: str | None) -> DataConfig:
@@ -61,12 +67,15 @@ def gathered(source: Source, config: DataConfig, most: int | None = None) -> Hel
     """Up to `most` examples of a source, drawn with a fixed seed, or all of them in order."""
     pixels = source.pixels()
     labels = source.label_ids
+    broken = list(source.broken)
     if pixels is None:
         batches = list(sweep(source, config, 256))
         rows = torch.cat([batch.indices for batch in batches])
         pixels = torch.cat([to_pixels(batch.x) for batch in batches])
         labels = None if labels is None else labels[rows]
-    everything = HeldOut(pixels, labels)
+        missing = set(range(len(source))) - set(rows.tolist())
+        broken += [(source.name_of(i), reason) for i in sorted(missing) for _, reason in read_each(source, [i])]
+    everything = HeldOut(pixels, labels, broken)
     if most is None or most >= len(everything):
         return everything
     return everything.at(torch.randperm(len(everything), generator=torch.Generator().manual_seed(SEED))[:most])
@@ -132,7 +141,9 @@ def evaluate_generator(
     train = gathered(train_source, config)
     eye = trained_judge(train_source, train, test, config)
 
-    labels = other.labels if generator.labels else None
+    # another source's labels mean nothing to this generator, unless they are called the same
+    known = bool(generator.labels) and generator.labels == train_source.labels
+    labels = other.labels if known else None
     began = time.perf_counter()
     drawn = generator.sample(size, labels, seed=SEED, options=options)
     seconds = time.perf_counter() - began
@@ -156,7 +167,7 @@ def evaluate_generator(
     for name, pixels in columns.items():
         figures[name] = likeness(eye, features, pixels, labels)
     figures["copying"] = copying(columns["samples"], other.pixels, train.pixels)
-    figures.update(likelihood(generator, test))
+    figures.update(likelihood(generator, test if known else HeldOut(test.pixels, None)))
     return figures
 
 
@@ -202,10 +213,10 @@ def copying(samples: Tensor, real: Tensor, train: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def likelihood(generator: Generator, test: HeldOut) -> dict[str, float]:
-    """The paradigm's loss on held-out pictures given their labels: nats a code and nats a picture."""
+    """The paradigm's loss on held-out pictures, given their labels where there are any: nats a code and a picture."""
     codes = generator.tokenizer.encode(to_signal(test.pixels))
     totals = Totals()
-    for batch in in_order(codes, test.labels if generator.labels else None, 250):
+    for batch in in_order(codes, test.labels, 250):
         with autocast(generator.device):
             totals.add(generator.paradigm.loss("network", batch.to(generator.device), 0).terms)
     means = totals.means()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from smalti.checkpoint import saving
-from smalti.data.image import to_signal
+from smalti.data.image import BrokenFile, to_signal
 from smalti.data.sources import DataConfig, Source, open_source
+from smalti.errors import UserError
 from smalti.evaluation.codes import CodeMeter
 from smalti.evaluation.distance import nearest
 from smalti.evaluation.evaluate import HeldOut, data_of, gathered, held_out
@@ -21,7 +22,7 @@ from smalti.evaluation.report import Report
 from smalti.model import Generator, Tokenizer, load
 from smalti.sampling.complete import complete, first_codes
 from smalti.sampling.morph import morph
-from smalti.training.log import read_metrics
+from smalti.training.log import read_metrics, say
 
 LOOKED_AT = 2000  # held-out pictures that the report's figures are measured on
 WHY_A_PRIOR = (
@@ -54,6 +55,7 @@ def write_report(folder: Path, data: DataConfig, stages: Mapping[str, float], de
     _random_codes(report, tokenizer, some)
     _curves(report, folder, model)
     _stages(report, stages)
+    _left_out(report, train)
     return report.write(folder / "report" / "index.html")
 
 
@@ -182,6 +184,12 @@ def _stages(report: Report, stages: Mapping[str, float]) -> None:
     report.table([{"stage": name, "seconds": round(seconds, 1)} for name, seconds in stages.items()])
 
 
+def _left_out(report: Report, train: HeldOut) -> None:
+    if train.broken:
+        report.section("Left out", f"{len(train.broken)} files could not be read.")
+        report.table([{"file": name, "why": reason} for name, reason in train.broken])
+
+
 def code_pictures(tokenizer: Tokenizer) -> Tensor:
     """What each code of the first codebook looks like: the middle of a small grid that holds nothing else.
 
@@ -208,7 +216,14 @@ def analyse_codes(tokenizer: Tokenizer, source: str | None, run: Path) -> tuple[
 def contact_sheet(source: Source, path: Path, n: int = 64, columns: int = 8) -> None:
     """Write a sheet of pictures drawn from a source with a fixed seed, their labels below."""
     rows = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:n]
-    items = [source.item(int(row)) for row in rows]
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{path}: a contact sheet is a PNG, so the name must end in .png")
+    items = []
+    for row in rows.tolist():
+        try:
+            items.append(source.item(row))
+        except BrokenFile as error:
+            say(f"left out: {error}")
     captions = [source.labels[item.label] for item in items if item.label is not None] if source.labels else None
     sheet = picture_grid(torch.stack([item.pixels for item in items]), columns, captions=captions)
     with saving(path):

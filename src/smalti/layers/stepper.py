@@ -8,6 +8,8 @@ that is asked for; attention and its cache are fp32, which is also the quickest 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,7 +28,7 @@ class Folded:
         cos, sin = rotations(positions, head)
         # the second half of `sin` has the sign of a turn forward
         self.turns = torch.complex(cos, sin)[:, None, None, head // 2 :].contiguous()  # (T, 1, 1, D / 2)
-        self.layers = [_Layer(block, dtype) for block in network.blocks]
+        self.layers = [_Layer(cast(Block, block), dtype) for block in network.blocks]
         self.norm = (network.norm.weight * network.config.width**0.5).to(dtype)
 
 
@@ -54,7 +56,7 @@ class Stepper:
     def __init__(self, folded: Folded, batch: int) -> None:
         config, device, dtype = folded.config, folded.norm.device, folded.dtype
         width, heads, head = config.width, config.heads, config.width // config.heads
-        self.folded = folded
+        self.folded, self.rows = folded, batch
         self.cache = roomy((config.layers, 2, batch, heads, len(folded.turns), head), device)
         self.filled = 0
 
@@ -71,6 +73,11 @@ class Stepper:
         self.key_value = by_head[:, 1:].transpose(0, 1)  # (2, B, H, D)
         self.query = by_head[:, 0].unsqueeze(2)  # (B, H, 1, D)
         self.lengths = torch.empty(batch, 2, heads, 1, device=device)
+
+    def restart(self) -> Stepper:
+        """Forget what was read, and begin again in the same memory."""
+        self.filled = 0
+        return self
 
     def step(self, x: Tensor) -> Tensor:
         """The next token of every row: (B, width) -> (B, width), normalised. x is used up."""

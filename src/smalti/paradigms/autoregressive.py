@@ -67,7 +67,7 @@ class Autoregressive(Paradigm):
         for table in (self.label, self.token):
             nn.init.normal_(table.weight, std=0.02)
         nn.init.normal_(self.head.weight, std=0.02)
-        self._arranged: tuple[tuple, Folded] | None = None
+        self._last: tuple[tuple, Stepper] | None = None
         self.register_buffer("positions", grid_positions(codes), persistent=False)
 
     def players(self) -> dict[str, nn.Module]:
@@ -127,7 +127,7 @@ class Autoregressive(Paradigm):
         if guided:
             labels = torch.cat([labels, torch.full_like(labels, self.classes)])
         dtype = decoding_dtype(device, len(labels))
-        stepper = Stepper(self._folded(dtype), len(labels))
+        stepper = self._stepper(dtype, len(labels))
         head, rows = self.head.weight.t().to(dtype), torch.arange(first, first + n)
         x = self.label(labels)
         for step in range(self.codes.length):
@@ -143,12 +143,14 @@ class Autoregressive(Paradigm):
             x = self._embed(out[:, step : step + 1], step)[:, 0].repeat(1 + guided, 1)
         return self.grid(out)
 
-    def _folded(self, dtype: torch.dtype) -> Folded:
-        """The network's weights arranged for decoding; arranged anew when any weight has moved."""
+    def _stepper(self, dtype: torch.dtype, rows: int) -> Stepper:
+        """A stepper at its start. The last one is kept, with the memory it took, until the weights or rows change."""
         state = (dtype, self.place.device, *(p._version for p in self.network.parameters()))
-        if self._arranged is None or self._arranged[0] != state:
-            self._arranged = (state, Folded(self.network, self.positions, dtype))
-        return self._arranged[1]
+        if self._last is None or self._last[0] != state:
+            self._last = (state, Stepper(Folded(self.network, self.positions, dtype), rows))
+        elif self._last[1].rows != rows:
+            self._last = (state, Stepper(self._last[1].folded, rows))
+        return self._last[1].restart()
 
     def _embed(self, sequence: Tensor, start: int) -> Tensor:
         if self.codes.codebooks > 1:

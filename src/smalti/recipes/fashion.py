@@ -18,6 +18,8 @@ def fashion_tokenizer() -> Recipe:
 
     smalti train fashion-tokenizer
     data: fashion-mnist
+    time: 26 s on two cores
+    result: MSE 0.0052 on held-out pictures, 128 of 128 codes used
     """
     return Recipe(
         name="fashion-tokenizer",
@@ -25,7 +27,7 @@ def fashion_tokenizer() -> Recipe:
         model=AutoencoderConfig(width=64, strides=(4,), blocks=2, bottleneck=_codebook(128)),
         paradigm=AutoencodeConfig(),
         training=TrainingConfig(
-            steps=950,
+            steps=900,
             batch=128,
             lr=4e-3,
             muon_lr=0.02,
@@ -33,7 +35,7 @@ def fashion_tokenizer() -> Recipe:
             weight_decay=0.0,
             betas=(0.9, 0.99),
             ema=0.998,
-            validate_every=475,
+            validate_every=450,
         ),
     )
 
@@ -43,13 +45,15 @@ def fashion_tokenizer_512() -> Recipe:
 
     smalti train fashion-tokenizer-512
     data: fashion-mnist
+    time: 44 s on two cores
+    result: MSE 0.0039 on held-out pictures, 512 of 512 codes used
     """
     return fashion_tokenizer().changed(
         **{
             "name": "fashion-tokenizer-512",
             "model.width": 96,
             "model.bottleneck.codes": 512,
-            "training.steps": 1000,
+            "training.steps": 900,
         }
     )
 
@@ -59,6 +63,8 @@ def quickstart() -> Recipe:
 
     smalti quickstart
     data: fashion-mnist
+    time: QSTIME s on two cores, report included
+    result: QSRESULT
     """
     return Recipe(
         name="quickstart",
@@ -77,13 +83,15 @@ def fashion() -> Recipe:
 
     smalti train fashion
     data: fashion-mnist
+    time: 14 min on two cores, tokenizer and report included
+    result: label accuracy 0.925 (real 0.912), coverage 0.948 (real 0.977), Fréchet distance 0.39 (real 0.15)
     """
     return Recipe(
         name="fashion",
         data=FASHION,
-        tokenizer=fashion_tokenizer_512(),
+        tokenizer=fashion_tokenizer_512().changed(**{"training.steps": 1000}),
         model=TransformerConfig(layers=6, width=256, heads=4, dropout=0.05),
-        paradigm=AutoregressiveConfig(sampling=AutoregressiveOptions(guidance=1.25)),
+        paradigm=AutoregressiveConfig(sampling=AutoregressiveOptions(guidance=1.3)),
         training=TrainingConfig(
             steps=1200, batch=128, lr=3e-3, muon_lr=0.01, warmup=50, betas=(0.9, 0.95), validate_every=200
         ),

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from smalti.checkpoint import saving
 from smalti.config import Config
 from smalti.data.image import to_pillow, to_pixels
+from smalti.errors import UserError
 from smalti.model import Generator, Labels
 
 GREY = 0.0  # what has not been laid yet
@@ -38,6 +39,8 @@ def animate_samples(
     generator: Generator, n: int, condition: Labels, seed: int, options: Config | None, path: Path
 ) -> None:
     """Write the laying of n samples, side by side, as a GIF that rests on the finished pictures."""
+    if path.suffix.lower() != ".gif":
+        raise UserError(f"{path}: an animation is a GIF, so the name must end in .gif")
     codes = generator.sample_codes(n, condition, seed=seed, options=options)
     write_gif(laid_so_far(generator, codes), path)
 

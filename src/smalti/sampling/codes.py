@@ -19,11 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from smalti.checkpoint import saving
-from smalti.data.image import BrokenFile
 from smalti.errors import UserError
 from smalti.model import Tokenizer
-from smalti.sampling.files import listed, padded, read_signal, unique_names, write_picture
-from smalti.training.log import ProgressLine, say
+from smalti.sampling.files import listed, outputs, padded, read_signal, readable, unique_names, write_picture
 
 
 @dataclass(frozen=True)
@@ -51,20 +49,9 @@ def decode_picture(tokenizer: Tokenizer, encoded: Encoded) -> Tensor:
 def encode_files(tokenizer: Tokenizer, paths: Sequence[str | Path], out: Path) -> list[Encoded]:
     """Cut files, and all pictures in folders, into codes; broken ones are named and left out.
 
-    Raises UserError when nothing could be read, or more than 5 % of a folder is broken.
+    Raises UserError when nothing could be read, or more than 5 % is broken; then nothing is written.
     """
-    files = listed(paths)
-    encoded, broken = [], []
-    with ProgressLine("encode", len(files)) as line:
-        for done, file in enumerate(files, 1):
-            try:
-                encoded.append(encode_picture(tokenizer, file))
-            except BrokenFile as error:
-                if len(files) == 1:
-                    raise
-                broken.append(str(error))
-            line.update(done)
-    _report_broken(broken, len(files))
+    encoded = [each for _, each in readable(listed(paths), lambda path: encode_picture(tokenizer, path), "encode")]
     write_codes(tokenizer, encoded, out)
     return encoded
 
@@ -116,23 +103,19 @@ def decode_files(tokenizer: Tokenizer, path: Path, out: Path) -> list[Path]:
 def reconstruct_files(tokenizer: Tokenizer, paths: Sequence[str | Path], out: Path) -> list[tuple[Path, float]]:
     """Each picture through codes and back, at its own size: what was written, and its PSNR in dB."""
     files = listed(paths)
+    places = outputs(files, out)
+
+    def there_and_back(file: Path) -> tuple[Tensor, Tensor]:
+        return read_signal(file, tokenizer.signal), decode_picture(tokenizer, encode_picture(tokenizer, file))
+
     results = []
-    for file, name in zip(files, unique_names(files), strict=True):
-        x = read_signal(file, tokenizer.signal)
-        again = decode_picture(tokenizer, encode_picture(tokenizer, file))
-        write_picture(out / name, again)
+    for file, (x, again) in readable(files, there_and_back, "reconstruct"):
+        write_picture(places[file], again)
         mse = float((again - x).square().mean()) / 4
-        results.append((out / name, -10 * math.log10(mse) if mse else math.inf))
+        results.append((places[file], -10 * math.log10(mse) if mse else math.inf))
     return results
 
 
 def bits(encoded: Encoded, size: int) -> float:
     """How many bits a picture's codes take, each code counted at log2 of the codebook's size."""
     return encoded.codes.numel() * math.log2(size)
-
-
-def _report_broken(broken: Sequence[str], total: int) -> None:
-    for reason in broken[:20]:
-        say(f"left out: {reason}")
-    if len(broken) > max(1, 0.05 * total) or len(broken) == total:
-        raise UserError(f"{len(broken)} of {total} files could not be read; nothing was written")

@@ -21,7 +21,7 @@ def first_codes(codes: CodeSpec, n: int, keep: float) -> Tensor:
     keep: a share in (0, 1), or a whole number of positions from 1 on. Raises UserError outside.
     """
     positions = math.prod(codes.grid)
-    if keep <= 0 or keep > positions or (keep > 1 and keep != int(keep)):
+    if not 0 < keep <= positions or (keep > 1 and keep != int(keep)):
         raise UserError(f"--keep {keep:g} is neither a share below 1 nor a number of positions from 1 to {positions}")
     count = round(keep * positions) if keep < 1 else int(keep)
     if not count:

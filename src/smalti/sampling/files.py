@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from smalti.checkpoint import saving
 from smalti.config import SignalSpec
-from smalti.data.image import fit, read_image, to_signal, write_image
+from smalti.data.folder import SUFFIXES, check_broken
+from smalti.data.image import BrokenFile, fit, read_image, to_signal, write_image
 from smalti.errors import UserError
 from smalti.model import Generator, Model
+from smalti.training.log import ProgressLine, say
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
+T = TypeVar("T")
 
 
 def listed(paths: Sequence[str | Path]) -> list[Path]:
@@ -25,7 +28,7 @@ def listed(paths: Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(each for each in path.rglob("*") if each.suffix.lower() in PICTURES)
+            inside = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES)
             if not inside:
                 raise UserError(f"no pictures in {path}")
             files += inside
@@ -36,6 +39,25 @@ def listed(paths: Sequence[str | Path]) -> list[Path]:
     if not files:
         raise UserError("no files given; name pictures or folders of pictures")
     return files
+
+
+def readable(files: Sequence[Path], read: Callable[[Path], T], title: str) -> Iterator[tuple[Path, T]]:
+    """Each file and what `read` makes of it; broken ones are named and left out.
+
+    Raises BrokenFile when the only file is broken, UserError when more than 5 % of several are.
+    """
+    broken: list[tuple[str, str]] = []
+    with ProgressLine(title, len(files)) as line:
+        for done, file in enumerate(files, 1):
+            try:
+                yield file, read(file)
+            except BrokenFile as error:
+                if len(files) == 1:
+                    raise
+                say(f"left out: {error}")
+                broken.append((str(file), error.reason))
+                check_broken(broken, len(files), title)
+            line.update(done)
 
 
 def read_signal(path: str | Path, signal: SignalSpec) -> Tensor:
@@ -92,13 +114,22 @@ def write_picture(path: Path, x: Tensor, text: dict[str, str] | None = None) -> 
 
 def unique_names(files: Sequence[Path], suffix: str = ".png") -> list[str]:
     """An output name for each file; the second of two equal stems is numbered."""
-    taken: dict[str, int] = {}
-    names = []
+    names: dict[str, str] = {}  # in lower case first: some file systems tell no difference
     for file in files:
-        count = taken.get(file.stem, 0)
-        taken[file.stem] = count + 1
-        names.append(f"{file.stem}{f'_{count}' if count else ''}{suffix}")
-    return names
+        numbered = (f"{file.stem}{f'_{i}' if i else ''}{suffix}" for i in count())
+        name = next(name for name in numbered if name.lower() not in names)
+        names[name.lower()] = name
+    return list(names.values())
+
+
+def outputs(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """Where in `folder` what comes of each file goes. Raises UserError where a file would itself be overwritten."""
+    places = dict(zip(files, (folder / name for name in unique_names(files)), strict=True))
+    own = {file.resolve() for file in files}
+    for place in places.values():
+        if place.resolve() in own:
+            raise UserError(f"{place} would be overwritten; choose another --out than the pictures' own folder")
+    return places
 
 
 def same_shape(first: Tensor, second: Tensor, names: tuple[str, str]) -> None:
@@ -106,8 +137,3 @@ def same_shape(first: Tensor, second: Tensor, names: tuple[str, str]) -> None:
     if first.shape != second.shape:
         sizes = [f"{name} is {x.shape[-1]}×{x.shape[-2]}" for name, x in zip(names, (first, second), strict=True)]
         raise UserError(f"a morph needs two pictures of one size; {' and '.join(sizes)}")
-
-
-def stacked(files: Sequence[Path], model: Model) -> Tensor:
-    """Files fitted to the model's shape, (N, C, H, W)."""
-    return torch.stack([read_fitted(file, model) for file in files])

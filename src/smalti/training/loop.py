@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,10 +94,9 @@ class _Fit:
         config, progress, ranks = self.config, self.progress, self.ranks
         if not resumed:
             self._initialise()
-        batches = self.run.batches(progress.step)
-        began, before = time.monotonic(), progress.seconds
-        first = progress.step
-        with ProgressLine(self.run.title, config.steps, first, ranks.writes) as line:
+        began, before, first = time.monotonic(), progress.seconds, progress.step
+        shown = ProgressLine(self.run.title, config.steps, first, ranks.writes)
+        with shown as line, _closed(self.run.batches(first)) as batches:
             while progress.step < config.steps:
                 values = self._step(next(batches))
                 progress.step += 1
@@ -118,8 +117,6 @@ class _Fit:
                     self._save()
                 if stopping and not last:
                     break
-        if hasattr(batches, "close"):
-            batches.close()
 
     def _step(self, batch: Batch) -> dict[str, float]:
         """Every player's turn on one batch, then the state that moves once a step."""
@@ -180,17 +177,15 @@ class _Fit:
     def _initialise(self) -> None:
         """State that starts from real data, then the same start on every rank."""
         self.ranks.copy_from_first(self.paradigm)
-        batches = self.run.batches(0)
         latents: list[Tensor] = []
         self.paradigm.eval()
-        for _ in range(FIRST_BATCHES if self.run.fresh else 0):
-            with autocast(self.device, self.config.precision):
-                found = self.paradigm.first_latents(next(batches).to(self.device))
-            if found is None:
-                break
-            latents.append(self.ranks.gather(found))
-        if hasattr(batches, "close"):
-            batches.close()
+        with _closed(self.run.batches(0)) as batches:
+            for _ in range(FIRST_BATCHES if self.run.fresh else 0):
+                with autocast(self.device, self.config.precision):
+                    found = self.paradigm.first_latents(next(batches).to(self.device))
+                if found is None:
+                    break
+                latents.append(self.ranks.gather(found))
         if latents:
             self.paradigm.initialise(torch.cat(latents))
             self.ranks.copy_from_first(self.paradigm)
@@ -275,6 +270,16 @@ class _Fit:
         if left > 60:
             memory = f", {peak_memory(self.device):.1f} GiB of memory"
             say(f"{self.run.title}: about {left / 60:.0f} min{memory}, {5 * weights / 2**20:.0f} MiB on disk")
+
+
+@contextmanager
+def _closed(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
+    """End a loader's processes also when training ends by an error."""
+    try:
+        yield batches
+    finally:
+        if isinstance(batches, Generator):
+            batches.close()
 
 
 @contextmanager

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from smalti.data.image import read_text
+from smalti.errors import UserError
+from smalti.model import load
+from smalti.recipe import parse
+from smalti.sampling import files
+from tests.tiny import cut, tiny, worker  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("T-shirt/top", "t-shirt-top"),
+        ("Ankle boot", "ankle-boot"),
+        ("0", "0"),
+        ("  A  --  B!", "a-b"),
+        ("Ünlü", "nl"),
+        ("猫", "sample"),
+    ],
+)
+def test_slug(label, expected):
+    assert files.slug(label) == expected
+
+
+@given(st.text())
+def test_a_slug_is_always_a_plain_name(label):
+    slug = files.slug(label)
+    assert set(slug) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert slug
+    assert "--" not in slug
+    assert slug.strip("-") == slug
+
+
+def test_samples_carry_where_they_came_from(tiny, tmp_path):
+    model = load(tiny.run, "cpu")
+    x = model.sample(4, "Lying flat", seed=7)
+    paths = files.write_samples(x, tmp_path / "new", model, 7, "Lying flat", {"smalti:options": "{}"})
+    assert [path.name for path in paths] == [f"lying-flat_0000{i}.png" for i in range(4)]
+    told = read_text(paths[3])
+    assert (told["smalti:seed"], told["smalti:index"], told["smalti:label"]) == ("7", "3", "Lying flat")
+    assert parse(json.loads(told["smalti:recipe"]), "a picture") == model.recipe
+    assert told["smalti:model"] == model.sha256
+    for path, picture in zip(paths, x, strict=True):
+        np.testing.assert_allclose(np.asarray(Image.open(path)), (picture[0] + 1) * 127.5, atol=0.501)
+
+
+def test_t_shirt_top_3(tiny, tmp_path):
+    x = torch.zeros(4, 1, 16, 16)
+    paths = files.write_samples(x, tmp_path, load(tiny.run, "cpu"), 0, "T-shirt/top")
+    assert paths[3].name == "t-shirt-top_00003.png"
+    assert files.write_samples(x, tmp_path, load(tiny.run, "cpu"), 0)[3].name == "sample_00003.png"
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 9))
+def test_padding_repeats_the_last_row_and_column(height, width, stride):
+    x = torch.randn(2, height, width)
+    padded = files.padded(x, stride)
+    assert torch.equal(padded[:, :height, :width], x)
+    assert padded.shape[1] % stride == padded.shape[2] % stride == 0
+    assert padded.shape[1] < height + stride
+    assert padded.shape[2] < width + stride
+    for row in range(padded.shape[1]):
+        for column in range(padded.shape[2]):
+            assert torch.equal(padded[:, row, column], x[:, min(row, height - 1), min(column, width - 1)])
+
+
+@given(st.lists(st.sampled_from(["a/x.png", "b/x.jpg", "x_1.png", "X.png", "c/x_1.gif", "y"]), max_size=8))
+def test_no_two_outputs_share_a_name(names):
+    found = files.unique_names([Path(name) for name in names])
+    assert len({name.lower() for name in found}) == len(names)
+    assert all(name.lower().startswith(Path(given).stem.lower()) for name, given in zip(found, names, strict=True))
+
+
+def test_an_output_never_replaces_its_picture(tmp_path):
+    with pytest.raises(UserError, match="would be overwritten"):
+        files.outputs([tmp_path / "x.png"], tmp_path)
+    assert files.outputs([tmp_path / "x.jpg"], tmp_path) == {tmp_path / "x.jpg": tmp_path / "x.png"}
+
+
+def test_listing(tmp_path, tiny):
+    found = files.listed([tiny.data / "Standing", tiny.picture])
+    assert found == [*sorted((tiny.data / "Standing").iterdir()), tiny.picture]
+    with pytest.raises(UserError, match="no file"):
+        files.listed([tmp_path / "nothing.png"])
+    (tmp_path / "words.txt").write_text("words")
+    with pytest.raises(UserError, match="no pictures in"):
+        files.listed([tmp_path])
+
+
+def test_broken_files_are_named_and_left_out(tmp_path, capsys):
+    paths = []
+    for i in range(40):
+        paths.append(tmp_path / f"{i:02}.png")
+        Image.fromarray(np.full((4, 4), i, np.uint8)).save(paths[-1])
+    cut(paths[3])
+
+    def mean(path: Path) -> float:
+        return files.read_image(path).float().mean().item()
+
+    assert [value for _, value in files.readable(paths, mean, "read")] == [i for i in range(40) if i != 3]
+    assert f"left out: cannot read {paths[3]}" in capsys.readouterr().err
+    for path in (paths[4], paths[5]):
+        cut(path)
+    with pytest.raises(UserError, match="3 of 40 pictures are broken"):
+        list(files.readable(paths, mean, "read"))
+    with pytest.raises(UserError, match=r"cannot read .*03\.png"):
+        list(files.readable(paths[3:4], mean, "read"))

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from smalti.data.image import read_image
+from smalti.errors import UserError
+from smalti.model import load_tokenizer
+from smalti.sampling.files import read_signal
+from smalti.sampling.morph import morph, morph_codes, morph_files
+from tests.tiny import stripes, tiny, worker  # noqa: F401
+
+
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(2, 9), st.integers(0, 99))
+def test_from_one_to_the_other_and_never_back(codebooks, height, width, steps, seed):
+    first = torch.zeros(codebooks, height, width, dtype=torch.int64)
+    second = torch.arange(1, first.numel() + 1).view_as(first)
+    blends = morph_codes(first, second, steps, seed)
+    assert blends.shape == (steps, codebooks, height, width)
+    assert torch.equal(blends[0], first)
+    assert torch.equal(blends[-1], second)
+    taken = blends == second
+    for before, after in zip(taken, taken[1:], strict=False):
+        assert bool((after | ~before).all())  # each blend contains the one before
+    assert bool((taken == taken[:, :1]).all())  # all codebooks of a position change at once
+    assert torch.equal(blends, torch.where(taken, second, first))
+
+
+def test_shares_grow_evenly():
+    blends = morph_codes(torch.zeros(1, 40, 40, dtype=torch.int64), torch.ones(1, 40, 40, dtype=torch.int64), 5)
+    torch.testing.assert_close(blends.float().mean((1, 2, 3)), torch.linspace(0, 1, 5), atol=0.05, rtol=0)
+
+
+def test_what_cannot_be_morphed():
+    with pytest.raises(UserError, match="one size"):
+        morph_codes(torch.zeros(1, 2, 2).long(), torch.zeros(1, 2, 3).long(), 4)
+    with pytest.raises(UserError, match="at least 2 steps"):
+        morph_codes(torch.zeros(1, 2, 2).long(), torch.zeros(1, 2, 2).long(), 1)
+
+
+def test_the_strip(tiny, tmp_path):
+    tokenizer = load_tokenizer(tiny.tokenizer, "cpu")
+    for name, lying in (("a", True), ("b", False)):
+        Image.fromarray(stripes(5, lying, (14, 18))).save(tmp_path / f"{name}.png")
+    morph_files(tokenizer, tmp_path / "a.png", tmp_path / "b.png", 4, 0, tmp_path / "out" / "strip.png")
+    strip = read_image(tmp_path / "out" / "strip.png")
+    assert strip.shape == (1, 14, 4 * 18)
+
+
+def test_the_ends_are_the_reconstructions(tiny):
+    tokenizer = load_tokenizer(tiny.tokenizer, "cpu")
+    pair = [tiny.data / "Standing" / "001.png", tiny.data / "Lying flat" / "001.png"]
+    a, b = (read_signal(path, tokenizer.signal) for path in pair)
+    blends = morph(tokenizer, a, b, 6)
+    torch.testing.assert_close(blends[[0, -1]], tokenizer.reconstruct(torch.stack([a, b])))
+
+
+def test_pictures_of_two_sizes(tiny, tmp_path):
+    Image.fromarray(stripes(5, True, (16, 20))).save(tmp_path / "wide.png")
+    with pytest.raises(UserError, match=r"000\.png is 16×16 and .*wide\.png is 20×16"):
+        morph_files(
+            load_tokenizer(tiny.tokenizer, "cpu"), tiny.picture, tmp_path / "wide.png", 4, 0, tmp_path / "s.png"
+        )
