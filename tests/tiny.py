@@ -101,18 +101,12 @@ def _trained(home: Path) -> Tiny:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory, worker: str) -> Tiny:
+def tiny(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Tiny:
     """The tiny run; tests leave it as it is."""
     base = tmp_path_factory.getbasetemp()
-    home = (base if worker == "alone" else base.parent) / "tiny"
+    home = (base.parent if hasattr(request.config, "workerinput") else base) / "tiny"
     home.mkdir(exist_ok=True)
     return _trained(home)
-
-
-@pytest.fixture(scope="session")
-def worker(request: pytest.FixtureRequest) -> str:
-    """Which of the processes that share the tests this is."""
-    return getattr(request.config, "workerinput", {}).get("workerid", "alone")
 
 
 @pytest.fixture

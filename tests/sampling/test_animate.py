@@ -8,7 +8,6 @@ from PIL import Image
 from smalti.errors import UserError
 from smalti.model import load
 from smalti.sampling.animate import animate_samples, laid_so_far, write_gif
-from tests.tiny import tiny, worker  # noqa: F401
 
 
 def test_one_position_after_the_other(tiny):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.tiny import cut, stripes
 
 from smalti.data.image import read_image, to_pixels, to_signal
 from smalti.errors import UserError
 from smalti.model import load_tokenizer
 from smalti.sampling import codes
-from tests.tiny import cut, stripes, tiny, worker  # noqa: F401
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from smalti.errors import UserError
 from smalti.model import load
 from smalti.sampling.complete import complete, first_codes, mask_from_file
 from smalti.sampling.files import read_fitted
-from tests.tiny import tiny, worker  # noqa: F401
 
 SPEC = CodeSpec(codebooks=2, grid=(4, 3), size=8)
 

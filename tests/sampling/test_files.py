@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tests.tiny import cut
 
 from smalti.data.image import read_text
 from smalti.errors import UserError
 from smalti.model import load
 from smalti.recipe import parse
 from smalti.sampling import files
-from tests.tiny import cut, tiny, worker  # noqa: F401
 
 
 @pytest.mark.parametrize(

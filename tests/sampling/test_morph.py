@@ -5,13 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tests.tiny import stripes
 
 from smalti.data.image import read_image
 from smalti.errors import UserError
 from smalti.model import load_tokenizer
 from smalti.sampling.files import read_signal
 from smalti.sampling.morph import morph, morph_codes, morph_files
-from tests.tiny import stripes, tiny, worker  # noqa: F401
 
 
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(2, 9), st.integers(0, 99))

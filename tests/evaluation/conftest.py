@@ -1,0 +1,3 @@
+from tests.tiny import quick_judge, tiny
+
+__all__ = ["quick_judge", "tiny"]
