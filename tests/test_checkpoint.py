@@ -94,8 +94,8 @@ def test_a_disk_that_refuses_is_put_into_words(number, words, tmp_path, monkeypa
 
 
 def test_other_troubles_keep_their_traceback(tmp_path):
-    with pytest.raises(IsADirectoryError), saving(tmp_path):
-        tmp_path.write_text("to a folder")
+    with pytest.raises(FileNotFoundError), saving(tmp_path):
+        (tmp_path / "missing").read_text()
 
 
 def test_a_folder_is_replaced_whole(tmp_path):

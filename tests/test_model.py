@@ -169,6 +169,13 @@ def test_the_card_says_what_it_is(folders):
     assert json.loads(card.split("```json")[1].split("```")[0]) == CUTTER.model_dump(mode="json")
 
 
+def test_the_card_names_the_licence_of_named_data():
+    named = models.card(CUTTER.changed(**{"data.source": "mnist"}), Examples(signal=SIGNAL), {})
+    assert "licence: CC-BY-SA-3.0" in named
+    assert "Yann LeCun" in named
+    assert "licence:" not in models.card(CUTTER, Examples(signal=SIGNAL), {})
+
+
 # --- a tokenizer in use ----------------------------------------------------------------------------------------------
 
 

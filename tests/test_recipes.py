@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from tests.tiny import pictures
 
 from smalti import model as models
 from smalti.config import Examples, SignalSpec
@@ -14,7 +15,6 @@ from smalti.errors import UserError
 from smalti.recipe import Recipe, parse
 from smalti.recipes import RECIPES, listing, on_source, recipe
 from smalti.recipes.folder import STRIDES, choose
-from tests.tiny import pictures
 
 SIGNALS = {"fashion-mnist": SignalSpec(channels=1, shape=(28, 28)), "cifar10": SignalSpec(channels=3, shape=(32, 32))}
 

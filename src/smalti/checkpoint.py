@@ -34,16 +34,17 @@ except metadata.PackageNotFoundError:  # run from a source tree
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, or a kill, sees the old text or the new, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with saving(path), open(fresh, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(fresh, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(fresh, path)
+        finally:
+            fresh.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -58,6 +59,8 @@ def saving(path: Path) -> Iterator[None]:
             raise UserError(f"disk full while writing {path}; earlier results are untouched: free space") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UserError(f"not allowed to write {path}; choose another --out") from error
+        if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"could not write {path}: {error.filename} is in the way; choose another --out") from error
         raise
 
 

@@ -50,7 +50,7 @@ class WithFields(TyperCommand):
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
 Seed = Annotated[int, typer.Option(min=0, help="sample i draws its noise from (seed, i)")]
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on the output stream")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on the output stream, and nothing else there")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run, or a model folder")]
 Files = Annotated[list[Path], typer.Argument(metavar="FILE…", help="pictures, or folders of pictures")]
 Data = Annotated[str | None, typer.Option(metavar="SOURCE", help="a folder of pictures, or a named set")]
@@ -60,7 +60,10 @@ OutFolder = Annotated[Path, typer.Option(metavar="DIR", help="where the pictures
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option(metavar="DIR")] = Path("runs/quickstart"), device: Device = "auto"
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="the generator's run; the tokenizer's is DIR/tokenizer")
+    ] = Path("runs/quickstart"),
+    device: Device = "auto",
 ) -> None:
     """Real pictures in, new pictures out, report written: minutes on a laptop."""
     from smalti.runs import quickstart as begin
@@ -70,7 +73,7 @@ def quickstart(
 
 @app.command()
 def recipes(as_json: AsJson = False) -> None:
-    """The recipes: name, data, time, result."""
+    """The recipes to train: name, data, time, result."""
     from smalti.recipes import listing
 
     entries = listing()
@@ -85,16 +88,19 @@ def recipes(as_json: AsJson = False) -> None:
 @app.command()
 def data(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="a folder of pictures, or a named set")],
-    out: Annotated[Path | None, typer.Option(metavar="PNG", help="write a contact sheet")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="PNG", help="a sheet of 64 of the pictures to write")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch, check and describe data; contact sheet."""
+    """Fetch data, read all of it, and tell what is in there and what is broken."""
+    from smalti.data.loader import broken_in
     from smalti.data.sources import DataConfig, describe, open_source
     from smalti.evaluation.pages import contact_sheet
 
     config = DataConfig(source=source)
     about = describe(config)
-    _print_json(about) if as_json else _print_tree(about)
+    splits = [open_source(config, split) for split in about["splits"]]
+    about["broken"] = {name: reason for each in splits for name, reason in broken_in(each, config)}
+    _print_json(about) if as_json else _print_tree({**about, "broken": about["broken"] or "nothing"})
     if out is not None:
         contact_sheet(open_source(config, "train"), out)
         _say(f"wrote {out}")
@@ -105,13 +111,15 @@ def train(
     context: typer.Context,
     recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="a name from `smalti recipes`")] = None,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="the run's folder; runs/RECIPE")] = None,
-    steps: Annotated[int | None, typer.Option(help="same as --training.steps")] = None,
-    init: Annotated[Path | None, typer.Option(metavar="RUN", help="start from this run's weights")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="where the run goes, else runs/RECIPE")] = None,
+    steps: Annotated[int | None, typer.Option(help="how many steps, the same as --training.steps")] = None,
+    init: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="start from this run's weights, and its tokenizer")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="continue an interrupted run")] = None,
     device: Device = "auto",
 ) -> None:
-    """Train a recipe, with any of its fields changed: smalti train fashion --training.lr 5e-4 --model.layers 8."""
+    """Train a recipe. Any of its fields is an option: smalti train fashion --training.lr 5e-4 --model.layers 8."""
     from smalti import runs
 
     changes: dict[str, Any] = dict(context.obj)
@@ -128,7 +136,9 @@ def train(
 
 
 @app.command("runs")
-def list_runs(folder: Annotated[Path, typer.Argument(metavar="DIR")] = Path("runs"), as_json: AsJson = False) -> None:
+def list_runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="where to look")] = Path("runs"), as_json: AsJson = False
+) -> None:
     """What has been trained."""
     from smalti.runs import listed
 
@@ -144,7 +154,7 @@ def list_runs(folder: Annotated[Path, typer.Argument(metavar="DIR")] = Path("run
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN…")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="folders of runs")],
     as_json: AsJson = False,
 ) -> None:
     """Figures of several runs side by side, and the settings in which they differ."""
@@ -171,7 +181,10 @@ def evaluate(
     as_json: AsJson = False,
     device: Device = "auto",
 ) -> None:
-    """Figures on held-out examples, beside those of real ones; kept in the run and its model card."""
+    """Figures on held-out examples, beside those of real ones; kept in the run and its model card.
+
+    With other data, or other options of sampling (--temperature, --top-k, --guidance …), they are only printed.
+    """
     from smalti.evaluation.evaluate import evaluate as measure
     from smalti.model import Generator, load
     from smalti.runs import keep_figures
@@ -199,7 +212,7 @@ def reconstruct(run: RunArgument, files: Files, out: OutFolder, device: Device =
 def encode(
     run: RunArgument,
     files: Files,
-    out: Annotated[Path, typer.Option(metavar="CODES.safetensors")],
+    out: Annotated[Path, typer.Option(metavar="CODES.safetensors", help="the file of codes to write")],
     device: Device = "auto",
 ) -> None:
     """Cut pictures of any size into codes."""
@@ -217,11 +230,11 @@ def encode(
 @app.command()
 def decode(
     run: RunArgument,
-    codes: Annotated[Path, typer.Argument(metavar="CODES.safetensors")],
+    codes: Annotated[Path, typer.Argument(metavar="CODES.safetensors", help="written by `smalti encode`")],
     out: OutFolder,
     device: Device = "auto",
 ) -> None:
-    """Lay pictures from their codes."""
+    """Lay pictures from their codes, at their own size."""
     from smalti.sampling.codes import decode_files
 
     for path in decode_files(_tokenizer(run, device), codes, out):
@@ -242,12 +255,14 @@ def codes(run: RunArgument, data: Data = None, as_json: AsJson = False, device: 
 def sample(
     context: typer.Context,
     run: RunArgument,
-    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="for models trained with text")] = None,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="for models trained with text")] = None,
     label: Label = None,
-    n: Annotated[int, typer.Option("--n", min=1, max=1_000_000)] = 16,
+    n: Annotated[int, typer.Option("--n", min=1, max=1_000_000, help="how many")] = 16,
     seed: Seed = 0,
     out: OutFolder = Path("samples"),
-    animate: Annotated[Path | None, typer.Option(metavar="FILE.gif", help="the first samples as they are laid")] = None,
+    animate: Annotated[
+        Path | None, typer.Option(metavar="FILE.gif", help="the first 16 of them, as they are laid")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """New pictures, one file each. The paradigm's options are options here: --temperature, --top-k, --guidance …"""
@@ -258,6 +273,8 @@ def sample(
     if prompt is not None:
         raise UserError(f"{run} was trained without text; ask for one of its labels with --label")
     options = _options(generator, context.obj)
+    ids = generator.label_ids(label, 1)
+    label = None if ids is None else generator.labels[int(ids)]  # as the model writes it
     x = generator.sample(n, label, seed=seed, options=options)
     told = {"smalti:options": options.model_dump_json()}
     paths = write_samples(x, out, generator, seed, label, told)
@@ -273,7 +290,9 @@ def complete(
     run: RunArgument,
     files: Files,
     out: OutFolder = Path("completions"),
-    keep: Annotated[float | None, typer.Option(help="share of the codes, or number of positions, kept")] = None,
+    keep: Annotated[
+        float | None, typer.Option(help="how much is kept from the top: a share (0.5), or a number of codes (1)")
+    ] = None,
     mask: Annotated[Path | None, typer.Option(metavar="PNG", help="white is kept, black drawn anew")] = None,
     label: Label = None,
     seed: Seed = 0,
@@ -292,15 +311,14 @@ def complete(
     options = _options(generator, context.obj)
     paths = listed(files)
     places = outputs(paths, out)
+    spec = generator.tokenizer.network.codes
+    if mask is not None:
+        kept = mask_from_file(mask, spec, generator.signal.shape, 1)
+    else:
+        kept = first_codes(spec, 1, keep or 0)
     whole = dict(readable(paths, lambda path: read_fitted(path, generator), "read"))
     x = torch.stack(list(whole.values()))
-    spec = generator.tokenizer.network.codes
-    kept = (
-        first_codes(spec, len(x), keep)
-        if keep is not None
-        else mask_from_file(mask, spec, generator.signal.shape, len(x))  # type: ignore[arg-type]
-    )
-    done = finish(generator, x, kept, label, seed, options)
+    done = finish(generator, x, kept.expand(len(x), *kept.shape[1:]), label, seed, options)
     for path, picture in zip(whole, done, strict=True):
         write_picture(places[path], picture)
         print(places[path])
@@ -309,11 +327,11 @@ def complete(
 @app.command()
 def morph(
     run: RunArgument,
-    first: Annotated[Path, typer.Argument(metavar="FILE")],
-    second: Annotated[Path, typer.Argument(metavar="FILE")],
-    steps: Annotated[int, typer.Option(min=2)] = 8,
-    out: Annotated[Path, typer.Option(metavar="STRIP.png")] = Path("morph.png"),
-    seed: Seed = 0,
+    first: Annotated[Path, typer.Argument(metavar="FILE", help="the picture it starts from")],
+    second: Annotated[Path, typer.Argument(metavar="FILE", help="the picture it ends at, of the same size")],
+    steps: Annotated[int, typer.Option(min=2, help="pictures in the strip, both ends included")] = 8,
+    out: Annotated[Path, typer.Option(metavar="STRIP.png", help="the strip to write")] = Path("morph.png"),
+    seed: Annotated[int, typer.Option(min=0, help="which positions change over first")] = 0,
     device: Device = "auto",
 ) -> None:
     """Cross-fade two pictures' codes position by position; every blend decoded, as a strip."""
@@ -335,12 +353,14 @@ def doctor(as_json: AsJson = False) -> None:
 def main() -> None:
     """Run the command line. A user's mistake is one line and status 2; a bug keeps its traceback."""
     try:
-        status = app(None if sys.argv[1:] else ["--help"], standalone_mode=False)
+        status = app(None if sys.argv[1:] else ["--help"], prog_name="smalti", standalone_mode=False)
     except UserError as error:
         _say(f"smalti: {error}")
         status = 2
     except typer.TyperException as error:  # what the parser of the command line did not understand
-        _say(f"smalti: {' '.join(error.format_message().split())}; see smalti VERB --help")
+        context = getattr(error, "ctx", None)
+        hint = f"; see {context.command_path} --help" if context else ""
+        _say(f"smalti: {' '.join(error.format_message().split()).rstrip('.')}{hint}")
         status = 2
     sys.exit(status)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -23,7 +25,7 @@ def test_from_one_to_the_other_and_never_back(codebooks, height, width, steps, s
     assert torch.equal(blends[0], first)
     assert torch.equal(blends[-1], second)
     taken = blends == second
-    for before, after in zip(taken, taken[1:], strict=False):
+    for before, after in itertools.pairwise(taken):
         assert bool((after | ~before).all())  # each blend contains the one before
     assert bool((taken == taken[:, :1]).all())  # all codebooks of a position change at once
     assert torch.equal(blends, torch.where(taken, second, first))

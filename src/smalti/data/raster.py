@@ -155,6 +155,8 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         raise BrokenFile(path, "no such file") from None
     except UnidentifiedImageError:
         raise BrokenFile(path, "not a picture in a format known here") from None
+    except Image.DecompressionBombError:
+        raise BrokenFile(path, f"its header promises more than the {MAX_PIXELS:,} pixels allowed") from None
     except MemoryError:
         raise BrokenFile(path, "it needs more memory than there is") from None
     except Exception as error:  # decoders raise whatever the damage leads them to

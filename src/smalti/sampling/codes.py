@@ -62,13 +62,13 @@ def write_codes(tokenizer: Tokenizer, encoded: Sequence[Encoded], out: Path) -> 
     metadata = {"smalti": "codes", "model_sha256": tokenizer.sha256, "files": json.dumps(listing)}
     tensors = {f"{i:08d}": each.codes.to(torch.int32).contiguous() for i, each in enumerate(encoded)}
     fresh = out.with_name(f".{out.name}.{os.getpid()}.new")
-    try:
-        with saving(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
+    with saving(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
             save_file(tensors, fresh, metadata)
-        os.replace(fresh, out)
-    finally:
-        fresh.unlink(missing_ok=True)
+            os.replace(fresh, out)
+        finally:
+            fresh.unlink(missing_ok=True)
 
 
 def read_codes(path: Path, tokenizer: Tokenizer) -> list[Encoded]:
