@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# up to this many scores a head the products are written out on a processor: torch's fused kernel takes several
-# times as long there for short sequences in bf16, above all backward (benchmarks/attention.py)
+# up to this many scores a head the products are written out on a processor: torch's fused kernel takes five times as
+# long there for short sequences in bf16, above all backward; in fp32 it would be a quarter quicker (benchmarks/attention.py)
 WRITTEN_OUT = 256 * 256
 
 

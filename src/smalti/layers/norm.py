@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _RMSNorm(torch.autograd.Function):
-    """The normalisation with its gradient written out: on a processor the composed one takes three times as long."""
+    """The normalisation with its gradient written out: on a processor the composed one takes twice as long."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
