@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # up to this many scores a head the products are written out on a processor: torch's fused kernel takes five times as
-# long there for short sequences in bf16, above all backward; in fp32 it would be a quarter quicker (benchmarks/attention.py)
+# long there for short sequences in bf16, above all backward, and is a quarter quicker in fp32 (benchmarks/attention.py)
 WRITTEN_OUT = 256 * 256
 
 
