@@ -10,13 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.sampling.drawn import drawn_run
 from tests.tiny import cut, generator_recipe, huge, pictures, stripes, tokenizer_recipe
 from tests.tiny import quick_judge as quick_judge
 from tests.tiny import smalti as smalti
 from tests.tiny import tiny as tiny
 
-from smalti import recipes
+from smalti import recipes, runs
 from smalti.data.image import read_image, read_text
+from smalti.tokenizers.bottlenecks.kl import KLConfig
+from smalti.tokenizers.bottlenecks.rvq import RVQConfig
+from smalti.tokenizers.bottlenecks.vq import VQConfig
 
 VERBS = (
     "quickstart recipes data train runs compare evaluate reconstruct encode decode codes sample complete morph doctor"
@@ -126,11 +130,12 @@ def test_evaluate(smalti, tiny):
 
 
 def test_evaluate_a_tokenizer_in_a_process_of_its_own(tiny):
-    shutil.copytree(tiny.tokenizer, "run")
-    done = process("evaluate", "run", "--json", "--device", "cpu")
+    # one class, so no labels: the judge looks at pixels, and has nothing to learn
+    done = process("evaluate", tiny.tokenizer, "--data", tiny.data / "Standing", "--json", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures["kind"] == "tokenizer"
+    assert figures["frechet_pixels"] > 0
 
 
 def test_reconstruct_encode_decode(smalti, tiny):
@@ -138,11 +143,84 @@ def test_reconstruct_encode_decode(smalti, tiny):
     assert told.out.startswith("again/000.png")
     assert "dB" in told.out
     told = smalti("encode", tiny.run, tiny.data / "Standing", "--out", "codes.safetensors", "--device", "cpu")
-    assert "codes.safetensors: 60 pictures, 480 bytes of codes" in told.out  # 16 codes of 4 bits each
+    size = sum(path.stat().st_size for path in (tiny.data / "Standing").iterdir())
+    assert told.out == (  # 16 codes of 4 bits each
+        "codes.safetensors: 60 pictures, 3,840 bits of codes (0.25 a pixel)"
+        f" for 122,880 bits of pixels and {size:,} bytes of files\n"
+    )
     told = smalti("decode", tiny.run, "codes.safetensors", "--out", "laid", "--device", "cpu")
     assert len(told.out.splitlines()) == len(list(Path("laid").iterdir())) == 60
     one, other = (read_image(path).int() for path in ("again/000.png", "laid/000.png"))
     assert (one - other).abs().max() <= 1
+
+
+def test_a_folder_goes_to_several_files_and_back(smalti, tiny):
+    small = 400 / 2**20
+    told = smalti("encode", tiny.run, tiny.data, "--out", "new/c.safetensors", "--shard-size", small, "--device", "cpu")
+    assert told.out.startswith("new/c.safetensors.index.json: 120 pictures, ")
+    parts = sorted(path.name for path in Path("new").glob("*.safetensors"))
+    assert parts == [f"c-{i:05d}-of-00005.safetensors" for i in range(1, 6)]
+    for name in ("new/c.safetensors", "new/c.safetensors.index.json"):
+        assert len(smalti("decode", tiny.run, name, "--out", "laid", "--device", "cpu").out.splitlines()) == 120
+    laid = {path.relative_to("laid") for path in Path("laid").rglob("*.png")}
+    assert laid == {path.relative_to(tiny.data) for path in tiny.data.rglob("*.png")}
+    wrong(smalti("decode", tiny.run, f"new/{parts[0]}", "--out", "o", "--device", "cpu"), "one of several parts")
+    Path("new", parts[2]).unlink()
+    wrong(smalti("decode", tiny.run, "new/c.safetensors", "--out", "o", "--device", "cpu"), parts[2], "is missing")
+
+
+def test_pictures_of_any_size(smalti, tiny):
+    Path("odd").mkdir()
+    sizes = {f"{height}x{width}": (height, width) for height, width in ((1, 1), (3, 50), (17, 16), (2, 3))}
+    for name, size in sizes.items():
+        Image.fromarray(stripes(1, True, size)).save(f"odd/{name}.png")
+    assert smalti("encode", tiny.run, "odd", "--out", "c.safetensors", "--device", "cpu").status == 0
+    assert smalti("decode", tiny.run, "c.safetensors", "--out", "laid", "--device", "cpu").status == 0
+    assert smalti("reconstruct", tiny.run, "odd", "--out", "again", "--device", "cpu").status == 0
+    for folder in ("laid", "again"):
+        assert {path.stem: read_image(path).shape[1:] for path in Path(folder).iterdir()} == sizes
+
+
+def test_a_residual_tokenizer(smalti, tiny):
+    run = drawn_run(Path("rvq"), RVQConfig(codes=16, dim=4, stages=3))
+    for count, bits in ((1, 64), (2, 128), (3, 192)):
+        on = ("--codebooks", count, "--device", "cpu")
+        told = smalti("encode", run, tiny.picture, "--out", "c.safetensors", *on)
+        assert f"{bits} bits of codes ({bits / 256:.2g} a pixel)" in told.out
+        assert smalti("decode", run, "c.safetensors", "--out", f"laid{count}", "--device", "cpu").status == 0
+        assert smalti("reconstruct", run, tiny.picture, "--out", f"again{count}", *on).status == 0
+        one, other = (read_image(f"{folder}{count}/000.png").int() for folder in ("laid", "again"))
+        assert (one - other).abs().max() <= 1
+    for verb in ("encode", "reconstruct"):
+        call = (verb, run, tiny.picture, "--out", "o", "--device", "cpu", "--codebooks")
+        wrong(smalti(*call, 4), "4 codebooks", "1 to 3")
+        wrong(smalti(*call, 0), "--codebooks")
+        wrong(smalti(verb, tiny.run, tiny.picture, "--out", "o", "--device", "cpu", "--codebooks", 1), "not residual")
+
+
+def test_a_continuous_tokenizer(smalti, tiny):
+    run, on = drawn_run(Path("kl"), KLConfig(dim=3)), ("--device", "cpu")
+    told = smalti("sample", run, "--n", 3, "--seed", 4, "--out", "new", *on)
+    assert told.status == 0, told.err
+    assert told.out == "3 pictures in new: sample_00000.png … sample_00002.png\n"
+    fields = read_text("new/sample_00002.png")
+    assert (fields["smalti:seed"], fields["smalti:index"]) == ("4", "2")
+    assert json.loads(fields["smalti:recipe"])["model"]["bottleneck"]["kind"] == "kl"
+    smalti("sample", run, "--n", 5, "--seed", 4, "--out", "more", *on)
+    assert (read_image("more/sample_00002.png").int() - read_image("new/sample_00002.png").int()).abs().max() <= 1
+    wrong(smalti("sample", run, "--label", "Standing", *on), "did not expect --label", "continuous tokenizer")
+    wrong(smalti("sample", run, "a red stripe", *on), "did not expect a prompt", "continuous tokenizer")
+    wrong(smalti("sample", run, "--top-k", 3, *on), "did not expect --top-k", "continuous tokenizer")
+    wrong(smalti("sample", run, "--animate", "a.gif", *on), "did not expect --animate", "continuous tokenizer")
+
+    assert smalti("reconstruct", run, tiny.picture, "--out", "again", *on).out.startswith("again/000.png")
+    other = tiny.data / "Lying flat" / "000.png"
+    assert smalti("morph", run, tiny.picture, other, "--steps", 3, *on).out == "morph.png\n"
+    no_codes = "this tokenizer is continuous: it has latents and no codes"
+    wrong(smalti("encode", run, tiny.picture, "--out", "c.safetensors", *on), no_codes)
+    wrong(smalti("decode", run, "c.safetensors", "--out", "o", *on), no_codes)
+    wrong(smalti("reconstruct", run, tiny.picture, "--out", "o", "--codebooks", 1, *on), no_codes)
+    wrong(smalti("complete", run, tiny.picture, "--keep", 1, *on), no_codes)
 
 
 def test_codes(smalti, tiny):
@@ -150,9 +228,49 @@ def test_codes(smalti, tiny):
     told = smalti("codes", "run", "--json", "--device", "cpu")
     figures = json.loads(told.out)
     assert (figures["size"], figures["tokens"], figures["split"]) == (16, 36 * 16, "test")
+    assert figures["codebooks"][0]["used_codes"] == [i for i, n in enumerate(figures["codebooks"][0]["counts"]) if n]
     assert "report run/report/codes.html" in told.err
     assert "Why a prior is needed" in Path("run/report/codes.html").read_text()
     assert "perplexity" in smalti("codes", "run", "--device", "cpu").out
+
+
+@pytest.fixture
+def trained(tiny):
+    """trained("rvq", stages=2): a tokenizer with another bottleneck, trained for two steps into a run of that name."""
+
+    def train(kind: str, **settings: object) -> str:
+        fields = {f"model.bottleneck.{name}": value for name, value in {"kind": kind, **settings}.items()}
+        assert runs.train(tokenizer_recipe(tiny.data, 2), out=kind, changes=fields, device="cpu").finished
+        return kind
+
+    return train
+
+
+@pytest.mark.usefixtures("quick_judge")
+def test_figures_of_residual_codes(smalti, trained):
+    run = trained("rvq", codes=8, stages=3, dim=4)
+    told = smalti("codes", run, "--device", "cpu")
+    assert told.status == 0
+    heads = [line.split() for line in told.out.splitlines() if line.startswith(("each_codebook", "first_codebooks"))]
+    assert sorted(heads) == [["each_codebook", "1", "2", "3"], ["first_codebooks", "1", "2", "3"]]
+    assert "counts" not in told.out
+    figures = json.loads(smalti("codes", run, "--json", "--device", "cpu").out)
+    assert [sum(one["counts"]) for one in figures["codebooks"]] == [36 * 16] * 3
+    told = smalti("evaluate", run, "--device", "cpu")
+    rows = {line.split()[0]: line.split()[1:] for line in told.out.splitlines() if line}
+    assert rows["bits_a_picture"] == ["48", "96", "144"]
+    assert len(rows["psnr"]) == 3
+    # beside another run: an outline, the figures of a group under its name
+    shown = smalti("compare", run, run).out.splitlines()
+    at = shown.index("first_codebooks 2")
+    assert shown[at + 1].split() == ["bits_a_picture", "96", "96"]
+    assert shown[at + 1].startswith("  bits_a_picture  ")
+
+
+def test_a_continuous_tokenizer_has_figures_and_no_codes(smalti, trained):
+    run = trained("kl", dim=2)
+    wrong(smalti("codes", run, "--device", "cpu"), "continuous", "latents and no codes")
+    assert not Path(run, "report/codes.html").exists()
 
 
 def test_sample(smalti, tiny):
@@ -369,6 +487,10 @@ def test_outputs_that_cannot_be(smalti, tiny):
 
 def test_codes_of_another_model(smalti, tiny):
     smalti("encode", tiny.run, tiny.picture, "--out", "c.safetensors", "--device", "cpu")
+    other = drawn_run(Path("other"), VQConfig(codes=16, dim=4))
+    wrong(smalti("decode", other, "c.safetensors", "--out", "o", "--device", "cpu"), "made by another model")
+    wrong(smalti("decode", tiny.run, ".", "--out", "o", "--device", "cpu"), ". is a folder")
+    wrong(smalti("encode", tiny.run, tiny.picture, "--out", ".", "--device", "cpu"), "could not write .")
     cut(Path("c.safetensors"), 0.9)
     wrong(smalti("decode", tiny.run, "c.safetensors", "--out", "o", "--device", "cpu"), "damaged or cut short")
     wrong(smalti("decode", tiny.run, tiny.picture, "--out", "o", "--device", "cpu"), "damaged or cut short")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.sampling.drawn import drawn_run
 
 from smalti import device as devices
 from smalti import model as models
@@ -18,7 +19,10 @@ from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig, AutoregressiveOptions
 from smalti.paradigms.base import Paradigm
 from smalti.recipe import Recipe
+from smalti.tokenizers import tiling
 from smalti.tokenizers.autoencoder import AutoencoderConfig
+from smalti.tokenizers.bottlenecks.kl import KLConfig
+from smalti.tokenizers.bottlenecks.rvq import RVQConfig
 from smalti.tokenizers.bottlenecks.vq import VQConfig
 
 SIGNAL = SignalSpec(channels=1, shape=(8, 12))
@@ -199,6 +203,134 @@ def test_there_and_back(tokenizer, pictures):
     assert torch.equal(tokenizer.decode_latents(vectors), tokenizer.decode(codes))
     assert tokenizer.latents(pictures).dtype == torch.float32
     assert not tokenizer.decode(codes).requires_grad
+
+
+def test_large_signals_go_through_in_tiles(tokenizer, generator, monkeypatch):
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda _: False)
+    x = torch.rand(3, 1, 96, 132, generator=generator) * 2 - 1
+    codes, z = tokenizer.encode(x), tokenizer.latents(x)
+    y, laid = tokenizer.decode(codes), tokenizer.decode_latents(z)
+    seen = []
+    for name in ("encode", "decode", "latents", "decode_latents"):
+        whole = getattr(tokenizer.network, name)
+        spied = lambda part, whole=whole: seen.append(part.shape[2:].numel()) or whole(part)  # noqa: E731
+        monkeypatch.setattr(tokenizer.network, name, spied)
+    monkeypatch.setattr(tiling, "MOST", 32 * 32)
+    assert (tokenizer.encode(x) != codes).float().mean() < 1e-2  # of two equally near codes either will do
+    torch.testing.assert_close(tokenizer.latents(x), z, rtol=0, atol=1e-4)
+    torch.testing.assert_close(tokenizer.decode(codes), y, rtol=0, atol=1e-4)
+    torch.testing.assert_close(tokenizer.decode_latents(z), laid, rtol=0, atol=1e-4)
+    assert len(seen) > 4 * 3 * 9
+    assert max(seen) <= 40 * 40
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_no_numbers(bad, tokenizer, pictures):
+    pictures[3, 0, 2, 5] = bad
+    for verb in (tokenizer.encode, tokenizer.latents, tokenizer.reconstruct):
+        with pytest.raises(UserError, match="not finite"):
+            verb(pictures)
+    z = tokenizer.latents(pictures[:1])
+    z[0, 0, 0, 0] = bad
+    with pytest.raises(UserError, match="not finite"):
+        tokenizer.decode_latents(z)
+
+
+@pytest.mark.parametrize("side", [8, 4096])
+def test_shapes_that_do_not_fit(side, tokenizer):
+    with pytest.raises(UserError, match=f"{side + 1}x{side} does not divide by the stride 4"):
+        tokenizer.encode(torch.zeros(1, 1, side + 1, side))
+    with pytest.raises(UserError, match="does not fit"):
+        tokenizer.encode(torch.zeros(1, 3, side, side))
+    for shape in [(1, side, side), (side,), (1, 1, 1, 8, side)]:
+        with pytest.raises(UserError, match="does not fit"):
+            tokenizer.encode(torch.zeros(shape))
+    with pytest.raises(UserError, match="do not fit"):
+        tokenizer.decode(torch.zeros(1, 2, side, side, dtype=torch.int64))
+
+
+def test_codes_mean_nothing_in_part_unless_residual(tokenizer, pictures):
+    for codebooks in (1, 2):
+        with pytest.raises(UserError, match="not residual"):
+            tokenizer.encode(pictures, codebooks)
+    with pytest.raises(UserError, match="needs a generator over its codes"):
+        tokenizer.sample(1)
+
+
+# --- residual and continuous tokenizers ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory) -> Tokenizer:
+    return load(drawn_run(tmp_path_factory.mktemp("rvq"), RVQConfig(codes=16, dim=4, stages=3), shape=(8, 12)), "cpu")
+
+
+@pytest.fixture(scope="module")
+def continuous(tmp_path_factory) -> Tokenizer:
+    return load(drawn_run(tmp_path_factory.mktemp("kl"), KLConfig(dim=3), shape=(8, 12)), "cpu")
+
+
+def test_the_first_codebooks(residual, pictures):
+    codes = residual.encode(pictures)
+    assert codes.shape == (5, 3, 2, 3)
+    for count in (1, 2, 3):
+        few = residual.encode(pictures, count)
+        assert torch.equal(few, codes[:, :count])
+        stages = residual.network.bottleneck.stages[:count]
+        vectors = sum(stage.lookup(few.flatten(2).movedim(1, -1)[..., q : q + 1]) for q, stage in enumerate(stages))
+        laid = residual.decode_latents(vectors.movedim(-1, 1).unflatten(2, (2, 3)))
+        torch.testing.assert_close(residual.decode(few), laid, rtol=0, atol=2e-2)
+        assert torch.equal(residual.reconstruct(pictures, count), residual.decode(few))
+    assert torch.equal(residual.reconstruct(pictures), residual.decode(codes))
+    for count in (0, -1, 4):
+        with pytest.raises(UserError, match=rf"{count} codebooks: this tokenizer has 1 to 3"):
+            residual.encode(pictures, count)
+
+
+def test_a_continuous_tokenizer_has_latents_and_no_codes(continuous, pictures):
+    z = continuous.latents(pictures)
+    assert z.shape == (5, 3, 2, 3)
+    assert torch.equal(continuous.reconstruct(pictures), continuous.decode_latents(z))
+    for verb in (
+        continuous.encode,
+        lambda x: continuous.encode(x, 2),
+        lambda x: continuous.reconstruct(x, 1),
+        lambda _: continuous.decode(torch.zeros(1, 1, 2, 3, dtype=torch.int64)),
+        lambda _: continuous.codebooks(),
+    ):
+        with pytest.raises(UserError, match="this tokenizer is continuous"):
+            verb(pictures)
+
+
+def test_draws_from_the_prior_do_not_depend_on_how_the_work_was_split(continuous, monkeypatch):
+    monkeypatch.setattr(devices, "multiplies_bf16", lambda _: False)
+    seen = []
+    lay = continuous.decode_latents
+    monkeypatch.setattr(continuous, "decode_latents", lambda z: seen.append(z) or lay(z))
+    x = continuous.sample(7, seed=5)
+    assert (x.shape, x.dtype) == ((7, 1, 8, 12), torch.float32)
+    assert x.abs().max() <= 1
+    monkeypatch.setattr(models, "BATCH", 2)
+    again = continuous.sample(7, seed=5)
+    assert torch.equal(torch.cat(seen[1:]), seen[0])
+    torch.testing.assert_close(again, x)
+    torch.testing.assert_close(continuous.sample(3, seed=5), x[:3])
+    assert not torch.allclose(continuous.sample(3, seed=6), x[:3])
+    assert continuous.sample(0).shape == (0, 1, 8, 12)
+    with pytest.raises(UserError, match="cannot draw -1"):
+        continuous.sample(-1)
+
+
+def test_the_prior_is_a_standard_normal(continuous, monkeypatch):
+    seen = []
+    monkeypatch.setattr(continuous, "decode_latents", lambda z: seen.append(z) or z)
+    continuous.sample(1000)
+    z = torch.cat(seen).flatten(1)
+    assert z.shape == (1000, 18)
+    assert z.mean().abs() < 4 / z.numel() ** 0.5
+    assert (z.var() - 1).abs() < 4 * (2 / z.numel()) ** 0.5
+    assert (torch.corrcoef(z.t()) - torch.eye(18)).abs().max() < 0.15
+    assert len(z.flatten().unique()) > 0.99 * z.numel()
 
 
 # --- a generator in use ----------------------------------------------------------------------------------------------

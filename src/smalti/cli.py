@@ -55,6 +55,9 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE…", help="pictures, or folders of pictures")]
 Data = Annotated[str | None, typer.Option(metavar="SOURCE", help="a folder of pictures, or a named set")]
 Label = Annotated[str | None, typer.Option(metavar="NAME", help="a label the model was trained with")]
+Codebooks = Annotated[
+    int | None, typer.Option(metavar="Q", min=1, help="keep the first Q codebooks of a residual tokenizer")
+]
 OutFolder = Annotated[Path, typer.Option(metavar="DIR", help="where the pictures go")]
 
 
@@ -165,7 +168,8 @@ def compare(
         _print_json({"runs": columns, "differences": differences(runs)})
         return
     keys = list(dict.fromkeys(key for column in columns for key in column if key != "run"))
-    _print_table(["", *[column["run"] for column in columns]], [[key, *[c.get(key) for c in columns]] for key in keys])
+    rows = [[name, *[column.get(key) for column in columns]] for name, key in _outline(keys)]
+    _print_table(["", *[column["run"] for column in columns]], rows)
     settings = differences(runs)
     if settings:
         print()
@@ -200,11 +204,13 @@ def evaluate(
 
 
 @app.command()
-def reconstruct(run: RunArgument, files: Files, out: OutFolder, device: Device = "auto") -> None:
-    """Pictures through a tokenizer's codes and back, at their own size."""
+def reconstruct(
+    run: RunArgument, files: Files, out: OutFolder, codebooks: Codebooks = None, device: Device = "auto"
+) -> None:
+    """Pictures through a tokenizer and back, at their own size."""
     from smalti.sampling.codes import reconstruct_files
 
-    for path, psnr in reconstruct_files(_tokenizer(run, device), files, out):
+    for path, psnr in reconstruct_files(_tokenizer(run, device), files, out, codebooks):
         print(f"{path}  {psnr:.2f} dB")
 
 
@@ -213,24 +219,30 @@ def encode(
     run: RunArgument,
     files: Files,
     out: Annotated[Path, typer.Option(metavar="CODES.safetensors", help="the file of codes to write")],
+    codebooks: Codebooks = None,
+    shard_size: Annotated[
+        float, typer.Option(metavar="MIB", min=1e-6, help="more codes than this go to several files and an index")
+    ] = 256,
     device: Device = "auto",
 ) -> None:
     """Cut pictures of any size into codes."""
-    from smalti.sampling.codes import bits, encode_files
-    from smalti.sampling.files import listed
+    from smalti.sampling.codes import encode_files
 
-    tokenizer = _tokenizer(run, device)
-    encoded = encode_files(tokenizer, files, out)
-    size = tokenizer.network.bottleneck.size
-    before = sum(path.stat().st_size for path in listed(files))
-    after = sum(bits(each, size) for each in encoded) / 8
-    print(f"{out}: {len(encoded)} pictures, {after:,.0f} bytes of codes for {before:,} bytes of files")
+    done = encode_files(_tokenizer(run, device), files, out, codebooks, int(shard_size * 2**20))
+    print(
+        f"{done.place}: {done.pictures:,} pictures, {done.code_bits:,.0f} bits of codes"
+        f" ({done.code_bits / done.pixels:.2g} a pixel) for {done.pixel_bits:,} bits of pixels"
+        f" and {done.file_bytes:,} bytes of files"
+    )
 
 
 @app.command()
 def decode(
     run: RunArgument,
-    codes: Annotated[Path, typer.Argument(metavar="CODES.safetensors", help="written by `smalti encode`")],
+    codes: Annotated[
+        Path,
+        typer.Argument(metavar="CODES.safetensors", help="written by `smalti encode`: a file, or an index of several"),
+    ],
     out: OutFolder,
     device: Device = "auto",
 ) -> None:
@@ -244,10 +256,17 @@ def decode(
 @app.command()
 def codes(run: RunArgument, data: Data = None, as_json: AsJson = False, device: Device = "auto") -> None:
     """How a tokenizer's codebook is used on held-out examples; a report with the codes' pictures."""
-    from smalti.evaluation.pages import analyse_codes
+    from smalti.evaluation.code_pages import analyse_codes
 
     figures, report = analyse_codes(_tokenizer(run, device), data, run)
-    _print_json(figures) if as_json else _print_figures({k: v for k, v in figures.items() if k != "codebooks"})
+    if as_json:
+        _print_json(figures)
+    else:
+        each = figures.pop("codebooks")
+        if len(each) > 1:  # which codes they are, and how often each was used, is for --json
+            plain = [{k: v for k, v in one.items() if not isinstance(v, list)} for one in each]
+            figures["each_codebook"] = {str(q): one for q, one in enumerate(plain, start=1)}
+        _print_figures(figures)
     _say(f"report {report}")
 
 
@@ -265,22 +284,40 @@ def sample(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """New pictures, one file each. The paradigm's options are options here: --temperature, --top-k, --guidance …"""
+    """New pictures, one file each. The paradigm's options are options here: --temperature, --top-k, --guidance …
+
+    A continuous tokenizer draws from its prior, and takes --n and --seed only.
+    """
+    from smalti.model import Tokenizer, load
     from smalti.sampling.animate import animate_samples
     from smalti.sampling.files import write_samples
 
-    generator = _generator(run, device)
-    if prompt is not None:
-        raise UserError(f"{run} was trained without text; ask for one of its labels with --label")
-    options = _options(generator, context.obj)
-    ids = generator.label_ids(label, 1)
-    label = None if ids is None else generator.labels[int(ids)]  # as the model writes it
-    x = generator.sample(n, label, seed=seed, options=options)
-    told = {"smalti:options": options.model_dump_json()}
-    paths = write_samples(x, out, generator, seed, label, told)
-    if animate is not None:
-        animate_samples(generator, min(n, 16), label, seed, options, animate)
-        _say(f"wrote {animate}")
+    model = load(run, device)
+    if isinstance(model, Tokenizer) and model.network.continuous:
+        asked = {
+            "a prompt": prompt,
+            "--label": label,
+            "--animate": animate,
+            **{f"--{k}": v for k, v in context.obj.items()},
+        }
+        if words := [word for word, value in asked.items() if value is not None]:
+            raise UserError(
+                f"did not expect {words[0]}: {run} is a continuous tokenizer, which draws from its prior alone"
+            )
+        paths = write_samples(model.sample(n, seed), out, model, seed)
+    else:
+        generator = _generating(model, run)
+        if prompt is not None:
+            raise UserError(f"{run} was trained without text; ask for one of its labels with --label")
+        options = _options(generator, context.obj)
+        ids = generator.label_ids(label, 1)
+        label = None if ids is None else generator.labels[int(ids)]  # as the model writes it
+        x = generator.sample(n, label, seed=seed, options=options)
+        told = {"smalti:options": options.model_dump_json()}
+        paths = write_samples(x, out, generator, seed, label, told)
+        if animate is not None:
+            animate_samples(generator, min(n, 16), label, seed, options, animate)
+            _say(f"wrote {animate}")
     print(f"{len(paths)} pictures in {out}: {paths[0].name} … {paths[-1].name}")
 
 
@@ -372,12 +409,18 @@ def _tokenizer(run: Path, device: str) -> Tokenizer:
 
 
 def _generator(run: Path, device: str) -> Generator:
-    from smalti.model import Generator, load
+    from smalti.model import load
 
-    model = load(run, device)
-    if not isinstance(model, Generator):
-        raise UserError(f"{run} holds a tokenizer, which draws nothing new; train a generator over it first")
-    return model
+    return _generating(load(run, device), run)
+
+
+def _generating(model: Tokenizer | Generator, run: Path) -> Generator:
+    from smalti.model import Generator
+
+    if isinstance(model, Generator):
+        return model
+    model.codebooks()  # a continuous tokenizer says that it has none
+    raise UserError(f"{run} holds a tokenizer, which draws nothing new; train a generator over it first")
 
 
 def _options(generator: Generator, fields: dict[str, str]) -> Config:
@@ -404,15 +447,38 @@ def _print_figures(figures: dict[str, Any]) -> None:
     """Plain figures as lines; groups that share their names as one table, a column each."""
     groups = {key: value for key, value in figures.items() if isinstance(value, dict)}
     _print_tree({key: value for key, value in figures.items() if not isinstance(value, dict)})
-    columns = {name: groups[name] for name in ("samples", "real", "reconstructed") if name in groups}
-    if columns:
-        names = list(dict.fromkeys(key for column in columns.values() for key in column))
+    columns = {name: groups.pop(name) for name in ("samples", "real", "reconstructed") if name in groups}
+    tables = {"": columns} if columns else {}
+    tables |= {
+        name: group for name, group in groups.items() if group and all(isinstance(v, dict) for v in group.values())
+    }
+    for name, table in tables.items():
+        names = list(dict.fromkeys(key for column in table.values() for key in column))
         print()
-        _print_table(["", *columns], [[name, *[column.get(name) for column in columns.values()]] for name in names])
-    rest = {key: value for key, value in groups.items() if key not in columns}
+        _print_table([name, *table], [[key, *[column.get(key) for column in table.values()]] for key in names])
+    rest = {key: value for key, value in groups.items() if key not in tables}
     if rest:
         print()
         _print_tree(rest)
+
+
+def _outline(keys: Iterable[str]) -> list[tuple[str, str]]:
+    """Dotted keys by groups: (what is shown, the key); a group's heading stands for no key, "".
+
+    Keys of one group stand together, in the place of the first of them, and so do groups within one group.
+    """
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        groups.setdefault(key.rpartition(".")[0] or key, []).append(key)
+    outer = list(dict.fromkeys(name.partition(".")[0] for name in groups))
+    shown = []
+    for name in sorted(groups, key=lambda name: outer.index(name.partition(".")[0])):
+        if groups[name] == [name]:
+            shown.append((name, name))
+        else:
+            shown.append((name.replace(".", " "), ""))
+            shown += [(f"  {key.rpartition('.')[2]}", key) for key in groups[name]]
+    return shown
 
 
 def _print_table(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from smalti.errors import UserError
 from smalti.paradigms.base import Paradigm
 from smalti.recipe import Recipe, parse
 from smalti.tokenizers.autoencoder import Autoencoder
+from smalti.tokenizers.bottlenecks import Moment
+from smalti.tokenizers.tiling import in_tiles
 
 BATCH = 250  # signals at once, unless asked otherwise
+PRIOR_STREAM = 130  # of random numbers: what is drawn from a continuous tokenizer's prior
 
 Labels = Tensor | Sequence[int | str] | int | str | None
 
@@ -43,40 +46,103 @@ class Model:
 
 
 class Tokenizer(Model):
-    """Cuts signals (B, C, *space) in [-1, 1] into codes int64 (B, Q, *grid), and lays them again."""
+    """Cuts signals (B, C, *space) in [-1, 1] into codes int64 (B, Q, *grid), and lays them again.
+
+    A continuous one has latents (B, D, *grid) instead; what is about codes raises UserError. Signals of any size will
+    do whose sides divide by the stride: large ones are cut in tiles that overlap (`smalti.tokenizers.tiling`), so that
+    beside what comes in and goes out, memory does not grow with them.
+    """
 
     @property
     def network(self) -> Autoencoder:
         return self.paradigm.tokenizer  # type: ignore[return-value]
 
     @torch.no_grad()
-    def encode(self, x: Tensor) -> Tensor:
-        """x (B, C, *space) in [-1, 1] -> codes int64 (B, Q, *grid). Raises UserError on a wrong shape."""
-        return self._in_batches(self.network.encode, x)
+    def encode(self, x: Tensor, codebooks: int | None = None) -> Tensor:
+        """x (B, C, *space) in [-1, 1] -> codes int64 (B, Q, *grid).
+
+        `codebooks` keeps the first so many of a residual tokenizer, for a lower bitrate. Raises UserError on a wrong
+        shape, on values that are not finite, and where there are not so many codebooks or they belong together.
+        """
+        count = self.codebooks(codebooks)
+        return self._inwards(lambda part: self.network.encode(part)[:, :count], x)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """codes int64 (B, Q, *grid) -> x (B, C, *space) in [-1, 1]. Raises UserError on codes out of range."""
-        return self._in_batches(self.network.decode, codes)
+        """codes int64 (B, Q, *grid) -> x (B, C, *space) in [-1, 1]. Raises UserError on codes out of range.
+
+        The first codebooks of a residual tokenizer will do.
+        """
+        return self._outwards(self.network.decode, codes)
 
     @torch.no_grad()
     def latents(self, x: Tensor) -> Tensor:
-        """x (B, C, *space) -> (B, D, *grid), before the bottleneck."""
-        return self._in_batches(lambda part: self.network.latents(part).float(), x)
+        """x (B, C, *space) -> (B, D, *grid): what the bottleneck quantizes, or the mean of a continuous one.
+
+        Raises UserError on a wrong shape and on values that are not finite.
+        """
+        return self._inwards(lambda part: self.network.latents(part).float(), x)
 
     @torch.no_grad()
     def decode_latents(self, z: Tensor) -> Tensor:
         """(B, D, *grid) -> x (B, C, *space) in [-1, 1]."""
-        return self._in_batches(self.network.decode_latents, z)
+        return self._outwards(self.network.decode_latents, z)
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """x -> codes -> x."""
-        return self.decode(self.encode(x))
+    def reconstruct(self, x: Tensor, codebooks: int | None = None) -> Tensor:
+        """x -> codes -> x, or latents for a continuous tokenizer. `codebooks` as in `encode`."""
+        if self.network.continuous and codebooks is None:
+            return self.decode_latents(self.latents(x))
+        return self.decode(self.encode(x, codebooks))
 
-    def _in_batches(self, function: Any, values: Tensor) -> Tensor:
-        parts = values.split(BATCH) if len(values) else (values,)
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """New signals (n, C, *space) of a continuous tokenizer: latents drawn from its prior N(0, 1), and laid.
+
+        They have the shape it was trained on. Sample i draws its noise from (seed, i), however the work is split.
+        Raises UserError for a tokenizer of codes, which has no prior of its own.
+        """
+        if not self.network.continuous:
+            raise UserError("a tokenizer of codes draws nothing new: that needs a generator over its codes, trained")
+        if n < 0:
+            raise UserError(f"cannot draw {n} samples; ask for 1 or more")
+        shape = (self.network.bottleneck.out_width, *(side // self.network.stride for side in self.signal.shape))
+        parts = []
+        for start in range(0, n, BATCH):
+            moment = Moment(seed, 0, torch.arange(start, min(n, start + BATCH)), 0.0)
+            parts.append(self.decode_latents(moment.normal(PRIOR_STREAM, shape, torch.device("cpu"))))
+        return torch.cat(parts) if parts else torch.zeros(0, self.signal.channels, *self.signal.shape)
+
+    def codebooks(self, first: int | None = None) -> int:
+        """How many codebooks `encode` gives when asked for the first so many; None asks for all.
+
+        Raises UserError for a continuous tokenizer, one that is not residual, and a number out of range.
+        """
+        there = self.network.codes.codebooks
+        if first is None:
+            return there
+        if not self.network.bottleneck.fewer:
+            raise UserError("this tokenizer is not residual: its codes mean nothing in part; leave the codebooks out")
+        if not 1 <= first <= there:
+            raise UserError(f"{first} codebooks: this tokenizer has 1 to {there}")
+        return first
+
+    def _inwards(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return self._in_parts(function, x, self.network.stride, 1, self.network.encoder.margin)
+
+    def _outwards(self, function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+        return self._in_parts(function, values, 1, self.network.stride, self.network.decoder.margin)
+
+    def _in_parts(
+        self, function: Callable[[Tensor], Tensor], values: Tensor, given: int, made: int, margin: int
+    ) -> Tensor:
+        """On the device and back, in batches and tiles."""
+
+        def there_and_back(part: Tensor) -> Tensor:
+            if part.is_floating_point() and not bool(part.isfinite().all()):
+                raise UserError("some of the values given are not finite (NaN or infinite); a signal lies in [-1, 1]")
+            return function(part.to(self.device)).to(values.device)
+
         with autocast(self.device):
-            return torch.cat([function(part.to(self.device)).to(values.device) for part in parts])
+            return in_tiles(there_and_back, values, given=given, made=made, margin=margin, rows=BATCH)
 
 
 class Generator(Model):
@@ -160,7 +226,7 @@ class Generator(Model):
 
 def build(recipe: Recipe, examples: Examples) -> Paradigm:
     """The untrained paradigm that a recipe describes."""
-    return recipe.paradigm.build(recipe.model, examples)
+    return recipe.paradigm.build(recipe.model, examples, recipe.training.steps)
 
 
 def write(
@@ -178,7 +244,7 @@ def write(
         "examples": examples.model_dump(mode="json"),
         "figures": dict(figures),
     }
-    checkpoint.write_model(folder, config, paradigm.state_dict(), card(recipe, examples, figures), tokenizers)
+    checkpoint.write_model(folder, config, paradigm.model_state(), card(recipe, examples, figures), tokenizers)
 
 
 def write_card(path: Path, figures: Mapping[str, Any]) -> None:
@@ -204,7 +270,7 @@ def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator:
         raise UserError(f"{folder / 'config.json'} is damaged: it does not describe a model") from error
     paradigm = build(recipe, examples)
     try:
-        paradigm.load_state_dict(checkpoint.read_weights(folder, config))
+        paradigm.load_model_state(checkpoint.read_weights(folder, config))
     except RuntimeError as error:
         raise UserError(f"{folder} is damaged: its weights do not fit its config.json") from error
     model: Tokenizer | Generator
@@ -245,7 +311,7 @@ def card(recipe: Recipe, examples: Examples, figures: Mapping[str, Any]) -> str:
         "```python",
         "import smalti",
         "model = smalti.load('path/to/this/folder')",
-        "x = model.sample(4)" if recipe.generates else "codes = model.encode(x)  # x: (B, C, H, W) in [-1, 1]",
+        "x = model.sample(4)" if recipe.generates else "again = model.reconstruct(x)  # x: (B, C, *space) in [-1, 1]",
         "```",
         "",
     ]

@@ -314,7 +314,7 @@ def _start_from(paradigm: Paradigm, init: str) -> None:
     """Weights from an earlier model of the same shape. Raises UserError when they do not fit."""
     earlier = models.load(init, "cpu")
     try:
-        paradigm.load_state_dict(earlier.paradigm.state_dict())
+        paradigm.load_model_state(earlier.paradigm.model_state())
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise UserError(f"--init {init} is a model of another shape: {reason}") from error

@@ -8,7 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from smalti.data.fetch import Publisher
+from smalti.data.fetch import NodeRegistry, Publisher
 from smalti.data.named import NAMED_SETS, read_cifar, read_idx, read_mnist_csv
 from smalti.errors import UserError
 
@@ -120,12 +120,17 @@ def test_every_set_states_checksums_ways_labels_and_licence(name):
     named = NAMED_SETS[name]
     assert all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in named.files.values())
     assert len(set(named.files.values())) == len(named.files)
-    assert len(named.labels) == len(set(named.labels)) == 10
+    assert len(named.labels) == len(set(named.labels)) == (9 if name == "emoji" else 10)
     assert named.licence
     assert named.attribution
-    publishers = [way for way in named.ways if isinstance(way, Publisher)]
+    publishers = [way for way in named.ways if isinstance(way, Publisher | NodeRegistry)]
     assert publishers
     for way in publishers:
+        if isinstance(way, NodeRegistry):
+            assert way.base == "https://registry.npmjs.org/"
+            assert set(way.archives) == set(named.files)
+            assert all(re.fullmatch("[0-9a-f]{128}", each.sha512) for each in way.archives.values())
+            continue
         assert way.base.startswith("https://")
         assert way.base.endswith("/")
         assert all(re.fullmatch("(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})", each) for each in way.hashes.values())

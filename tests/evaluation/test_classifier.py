@@ -65,6 +65,21 @@ def test_the_same_seed_gives_the_same_network_and_another_does_not() -> None:
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
 
+@pytest.mark.parametrize(("side", "shift"), [(12, 1), (28, 1), (64, 4)])
+def test_large_pictures_are_moved_further(side: int, shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def noted(pixels: Tensor, rows: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
+        asked.append(shift)
+        return moved(pixels, rows, shift, flip, generator)
+
+    monkeypatch.setattr(module, "moved", noted)
+    short = QUICK.model_copy(update={"least_steps": 2, "passes": 0.1})
+    train_classifier(*bars(40, 0, side=side), short)
+    train_classifier(*bars(40, 0, side=side), short.model_copy(update={"shift": 0}))
+    assert asked == [shift, shift, 0, 0]
+
+
 def test_progress_counts_every_step() -> None:
     told: list[tuple[int, int]] = []
     train_classifier(*bars(40, 0), QUICK.model_copy(update={"least_steps": 3}), progress=lambda *now: told.append(now))

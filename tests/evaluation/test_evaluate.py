@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
-from tests.tiny import cut, pictures
+from tests.evaluation import exact
+from tests.tiny import cut, pictures, tokenizer_recipe
 
 from smalti.data.example import MemorySource
 from smalti.data.sources import DataConfig, open_source
 from smalti.errors import UserError
 from smalti.evaluation import evaluate as room
 from smalti.evaluation.classifier import PixelFeatures
-from smalti.evaluation.evaluate import copying, evaluate, gathered, held_out, likeness
+from smalti.evaluation.evaluate import copying, evaluate, evaluate_tokenizer, gathered, held_out, likeness
 from smalti.model import load
 
 FRACTIONS = ("label_accuracy", "precision", "recall", "coverage")
@@ -28,14 +30,50 @@ def noise(generator):
     return draw
 
 
+@pytest.mark.usefixtures("quick_judge")
 def test_the_figures_of_a_tokenizer(tiny):
     figures = evaluate(load(tiny.tokenizer, "cpu"))
-    names = "kind data split pictures mse psnr ssim codes used usage perplexity entropy tokens"
-    assert list(figures) == names.split()
+    names = (
+        "kind data split pictures mse psnr ssim frechet_classifier codes codebooks codes_a_picture tokens used usage"
+    )
+    names += " perplexity perplexity_share entropy bits_a_picture bits_a_pixel"
+    assert list(figures) == [*names.split(), "bits_a_picture_of_original", "bits_a_pixel_of_original"]
     assert figures["pictures"] == 36
     assert figures["tokens"] == 36 * 16
     assert figures["psnr"] == pytest.approx(-10 * torch.tensor(figures["mse"]).log10().item(), abs=1e-3)
     assert 1 <= figures["perplexity"] <= figures["used"] <= figures["codes"] == 16
+    assert figures["perplexity_share"] == figures["perplexity"] / 16
+    assert figures["bits_a_picture"] == 16 * 4
+    assert figures["bits_a_picture_of_original"] == 16 * 16 * 8
+    assert figures["frechet_classifier"] > 0
+    json.dumps(figures, allow_nan=False)
+
+
+@pytest.mark.usefixtures("quick_judge")
+def test_reconstructions_that_are_copies_have_no_distance(tiny):
+    """Eight bits say all of a pixel, so that what is decoded is the original to the last bit of its file."""
+    config = tokenizer_recipe(tiny.data).data
+    exactly, roughly = (evaluate_tokenizer(exact.bits(stages, (16, 16)), config) for stages in (8, 3))
+    assert exactly["frechet_classifier"] == pytest.approx(0, abs=1e-6)
+    assert exactly["psnr"] > 45
+    assert roughly["frechet_classifier"] > 1e-3
+    assert roughly["first_codebooks"]["3"]["mse"] == roughly["mse"]
+
+
+def test_the_figures_of_a_continuous_tokenizer_without_labels(tiny, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, path in enumerate(sorted(tiny.data.glob("*/*.png"))):
+        shutil.copy(path, flat / f"{i}.png")
+    config = tokenizer_recipe(flat).data
+    figures = evaluate_tokenizer(exact.gaussian(0.0, (16, 16)), config)
+    assert list(figures) == ["kind", "data", "split", "pictures", "mse", "psnr", "ssim", "frechet_pixels", "latent"]
+    assert figures["frechet_pixels"] == pytest.approx(0, abs=1e-6)  # this decoder gives back the mean as it is
+    assert figures["latent"]["numbers"] == figures["latent"]["active_units"] == 256
+    pixels = held_out(config).pixels
+    x = pixels.double() / 127.5 - 1
+    assert figures["latent"]["nats_a_picture"] == pytest.approx(x.square().sum().item() / 2 / len(x), rel=1e-5)
+    assert figures["latent"]["deviation"] == pytest.approx(x.std(correction=0).item(), rel=1e-4)
     json.dumps(figures, allow_nan=False)
 
 

@@ -3,16 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
-from PIL import Image
 
 from smalti.data.image import to_signal
 from smalti.evaluation import plots
-
-
-def drawn(figure: Figure) -> np.ndarray:
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -67,67 +60,8 @@ def test_no_pictures_is_an_error() -> None:
         plots.picture_grid(torch.zeros(0, 1, 4, 4), 3)
 
 
-def test_a_code_grid_says_its_codes() -> None:
-    codes = torch.tensor([[0, 1, 127], [5, 5, 0]])
-    axis = plots.code_grid(codes, 128).axes[0]
-    assert [text.get_text() for text in axis.texts] == ["0", "1", "127", "5", "5", "0"]
-    colours = np.asarray(axis.images[0].get_array())
-    assert (colours[0, 0] == colours[1, 2]).all()
-    assert (colours[1, 0] == colours[1, 1]).all()
-    assert not np.allclose(colours[0, 0], colours[0, 1], atol=0.05)
-    assert not plots.code_grid(torch.zeros(64, 64).long(), 8192).axes[0].texts  # too small to read
-
-
-def test_a_picture_stands_beside_its_codes() -> None:
-    figure = plots.code_grid(torch.zeros(4, 4).long(), 8, torch.zeros(3, 16, 16))
-    assert len(figure.axes) == 2
-    drawn(figure)
-
-
-def test_usage_bars_are_sorted_shares() -> None:
-    figure = plots.usage_bars([1, 0, 7, 2])
-    axis = figure.axes[0]
-    heights = axis.patches[0].get_data().values  # type: ignore[attr-defined]
-    assert heights.tolist() == [70, 20, 10, 0]
-    assert "3 of 4 codes used" in axis.get_title(loc="left")
-    assert "10 tokens" in axis.get_title(loc="left")
-
-
-def test_curves_have_a_panel_a_value_and_a_line_a_split() -> None:
-    rows = [
-        {"step": step, "time": step / 9, "split": split, "values": {"loss": 1 / (step + 1), "usage": 0.5}}
-        for split in ("train", "validation")
-        for step in range(0, 50, 1 if split == "train" else 10)
-    ]
-    rows.append({"step": 50, "time": 6.0, "split": "train", "values": {"loss": float("nan")}})
-    figure = plots.curves(rows)
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["loss", "usage"]
-    assert [line.get_xdata().tolist() for line in figure.axes[0].lines][-1] == [0, 10, 20, 30, 40]
-    assert len(plots.curves(rows, names=["usage"]).axes) == 1
-    drawn(figure)
-    with pytest.raises(ValueError, match="no values"):
-        plots.curves(rows, names=["elsewhere"])
-
-
-def test_smoothing_keeps_lines_and_length() -> None:
-    line = np.linspace(3, 7, 200)
-    np.testing.assert_allclose(plots._smooth(line), line)
-    noisy = np.random.default_rng(0).normal(size=500)
-    assert plots._smooth(noisy).std() < 0.5 * noisy.std()
-
-
-def test_a_histogram_holds_every_group_and_bears_equal_values() -> None:
-    figure = plots.histogram({"new": torch.zeros(5), "held out": torch.zeros(5)}, "distance")
-    legend = figure.axes[0].get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["new (median 0)", "held out (median 0)"]
-    drawn(figure)
-
-
-def test_drawing_leaves_the_users_matplotlib_alone() -> None:
-    import matplotlib
-
-    before = dict(matplotlib.rcParams)
-    drawn(plots.usage_bars([1, 2]))
-    assert dict(matplotlib.rcParams) == before
-    assert isinstance(plots.picture_grid(torch.zeros(1, 1, 2, 2), 1), Image.Image)
+def test_pictures_can_stand_edge_to_edge() -> None:
+    x = torch.full((4, 1, 5, 5), -1.0)
+    sheet = plots.picture_grid(x, 2, scale=1, gap=0)
+    assert sheet.size == (10, 10)
+    assert (np.asarray(sheet) == 0).all()

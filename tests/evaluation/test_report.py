@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from smalti.evaluation import plots
+from smalti.evaluation import charts
 from smalti.evaluation.report import Report
 
 ALONE = {"meta", "img", "br"}
@@ -64,7 +64,7 @@ def full_report() -> Report:
     report = Report("A run", "in one line")
     report.section("Pictures", "First.\n\nSecond.")
     report.picture(torch.zeros(10, 1, 8, 8), "ten")
-    report.picture(plots.usage_bars([3, 1]), "bars")
+    report.picture(charts.usage_bars([3, 1]), "bars")
     report.section("Figures")
     report.table([{"name": "mse", "value": 0.0048123}, {"name": "tokens", "value": 490000, "note": "all"}])
     report.section("Figures")

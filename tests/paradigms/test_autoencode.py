@@ -15,7 +15,7 @@ MODEL = AutoencoderConfig(width=16, strides=(4,), blocks=1, bottleneck=VQConfig(
 @pytest.fixture
 def paradigm():
     torch.manual_seed(0)
-    return AutoencodeConfig().build(MODEL, Examples(signal=SignalSpec(channels=3, shape=(8, 8))))
+    return AutoencodeConfig().build(MODEL, Examples(signal=SignalSpec(channels=3, shape=(8, 8))), steps=10)
 
 
 @pytest.fixture

@@ -340,4 +340,4 @@ def test_without_classes_there_is_one_and_it_is_none():
 def test_a_tokenizer_without_codes_is_refused():
     examples = Examples(signal=SignalSpec(channels=1, shape=(8, 8)))
     with pytest.raises(UserError, match="codebook"):
-        AutoregressiveConfig().build(SMALL, examples)
+        AutoregressiveConfig().build(SMALL, examples, steps=10)

@@ -13,6 +13,7 @@ from smalti.config import CodeSpec, Config, Examples, SignalSpec
 from smalti.data.batch import Batch
 from smalti.layers.transformer import TransformerConfig
 from smalti.paradigms import PARADIGMS
+from smalti.paradigms.adversarial import AdversarialConfig
 from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig
 from smalti.paradigms.base import Paradigm
@@ -36,6 +37,7 @@ class Case(NamedTuple):
 # every kind in the table; a new paradigm adds a line here
 CASES = {
     "autoencode": Case(AutoencodeConfig(), AUTOENCODER, False),
+    "adversarial": Case(AdversarialConfig(start=0, critic_first=0, ramp=0, adaptive=False), AUTOENCODER, False),
     "autoregressive": Case(AutoregressiveConfig(label_dropout=0.5), TRANSFORMER, True),
 }
 every = pytest.mark.parametrize("name", CASES)
@@ -43,7 +45,7 @@ every = pytest.mark.parametrize("name", CASES)
 
 def made(name: str) -> Paradigm:
     torch.manual_seed(0)
-    return CASES[name].config.build(CASES[name].model, EXAMPLES)
+    return CASES[name].config.build(CASES[name].model, EXAMPLES, steps=10)
 
 
 def batch_of(name: str, n: int = 8, step: int = 3) -> Batch:

@@ -77,20 +77,48 @@ def test_padding_repeats_the_last_row_and_column(height, width, stride):
 
 @given(st.lists(st.sampled_from(["a/x.png", "b/x.jpg", "x_1.png", "X.png", "c/x_1.gif", "y"]), max_size=8))
 def test_no_two_outputs_share_a_name(names):
-    found = files.unique_names([Path(name) for name in names])
+    found = files.unique_names(names)
     assert len({name.lower() for name in found}) == len(names)
-    assert all(name.lower().startswith(Path(given).stem.lower()) for name, given in zip(found, names, strict=True))
+    assert all(name.lower().startswith(given.rsplit(".")[0].lower()) for name, given in zip(found, names, strict=True))
+    assert all(Path(name).parent == Path(given).parent for name, given in zip(found, names, strict=True))
+    assert all(name.endswith(".png") for name in found)
 
 
 def test_an_output_never_replaces_its_picture(tmp_path):
     with pytest.raises(UserError, match="would be overwritten"):
         files.outputs([tmp_path / "x.png"], tmp_path)
     assert files.outputs([tmp_path / "x.jpg"], tmp_path) == {tmp_path / "x.jpg": tmp_path / "x.png"}
+    with pytest.raises(UserError, match=r"a/x\.png would be overwritten"):
+        files.outputs({tmp_path / "a" / "x.png": "a/x.png"}, tmp_path)
+
+
+def test_names_inside_a_folder(tmp_path):
+    for name in ("b/x.png", "b/c/x.png", "a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    found = files.named([tmp_path, tmp_path / "b" / "x.png"])  # which is there already
+    assert list(found.values()) == ["a.png", "b/c/x.png", "b/x.png"]
+    found = files.named([tmp_path / "b" / "x.png", tmp_path / "b" / "c"])
+    assert list(found.values()) == ["x.png", "x.png"]
+    places = files.outputs(files.named([tmp_path]), tmp_path / "out")
+    assert [str(place.relative_to(tmp_path / "out")) for place in places.values()] == list(
+        files.named([tmp_path]).values()
+    )
+
+
+def test_pictures_of_ours_and_of_others(tmp_path):
+    files.write_picture(tmp_path / "ours.png", torch.zeros(1, 4, 4), {"smalti:model": "0"})
+    Image.new("L", (4, 4)).save(tmp_path / "theirs.png")
+    (tmp_path / "words.png").write_text("words")
+    assert files.written_here(tmp_path / "ours.png")
+    assert not files.written_here(tmp_path / "theirs.png")
+    assert not files.written_here(tmp_path / "words.png")
 
 
 def test_listing(tmp_path, tiny):
-    found = files.listed([tiny.data / "Standing", tiny.picture])
-    assert found == [*sorted((tiny.data / "Standing").iterdir()), tiny.picture]
+    found = files.listed([tiny.data / "Standing", tiny.picture, tiny.data / "Lying flat"])
+    assert found == [*sorted((tiny.data / "Standing").iterdir()), *sorted((tiny.data / "Lying flat").iterdir())]
     with pytest.raises(UserError, match="no file"):
         files.listed([tmp_path / "nothing.png"])
     (tmp_path / "words.txt").write_text("words")

@@ -7,13 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tests.sampling.drawn import drawn_run
 from tests.tiny import stripes
 
 from smalti.data.image import read_image
 from smalti.errors import UserError
 from smalti.model import load_tokenizer
 from smalti.sampling.files import read_signal
-from smalti.sampling.morph import morph, morph_codes, morph_files
+from smalti.sampling.morph import morph, morph_codes, morph_files, morph_latents
+from smalti.tokenizers.bottlenecks.kl import KLConfig
 
 
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(2, 9), st.integers(0, 99))
@@ -58,6 +60,29 @@ def test_the_ends_are_the_reconstructions(tiny):
     a, b = (read_signal(path, tokenizer.signal) for path in pair)
     blends = morph(tokenizer, a, b, 6)
     torch.testing.assert_close(blends[[0, -1]], tokenizer.reconstruct(torch.stack([a, b])))
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(2, 9), st.integers(0, 99))
+def test_a_straight_line_through_latents(width, side, steps, seed):
+    generator = torch.Generator().manual_seed(seed)
+    first, second = torch.randn(2, width, side, side + 1, generator=generator)
+    line = morph_latents(first, second, steps)
+    assert torch.equal(line[0], first)
+    assert torch.equal(line[-1], second)
+    for i, between in enumerate(line):
+        torch.testing.assert_close(between, first * (1 - i / (steps - 1)) + second * (i / (steps - 1)))
+
+
+def test_a_continuous_tokenizer_interpolates(tmp_path):
+    tokenizer = load_tokenizer(drawn_run(tmp_path / "kl", KLConfig(dim=3)), "cpu")
+    a, b = (torch.from_numpy(stripes(5, lying)).float()[None] / 127.5 - 1 for lying in (True, False))
+    blends = morph(tokenizer, a, b, 5)
+    z = tokenizer.latents(torch.stack([a, b]))
+    torch.testing.assert_close(blends[[0, -1]], tokenizer.decode_latents(z))
+    torch.testing.assert_close(blends[2:3], tokenizer.decode_latents(z.mean(0, keepdim=True)), rtol=0, atol=0.05)
+    assert torch.equal(morph(tokenizer, a, b, 5, seed=1), blends)
+    with pytest.raises(UserError, match="at least 2 steps"):
+        morph(tokenizer, a, b, 1)
 
 
 def test_pictures_of_two_sizes(tiny, tmp_path):

@@ -1,4 +1,4 @@
-"""Two real trainings small enough for tests, a tokenizer's and a generator's; as a script, one rank of one of them.
+"""Real trainings small enough for tests, of tokenizers and of a generator; as a script, one rank of one of them.
 
 python tests/training/small_run.py FOLDER KIND '{"steps": 20}'
 """
@@ -24,17 +24,19 @@ from smalti.data.example import MemorySource
 from smalti.data.loader import Loader
 from smalti.data.sources import DataConfig
 from smalti.layers.transformer import TransformerConfig
+from smalti.paradigms.adversarial import AdversarialConfig
 from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig
 from smalti.paradigms.base import Paradigm
 from smalti.recipe import Recipe, TrainingConfig
 from smalti.tokenizers.autoencoder import AutoencoderConfig
 from smalti.tokenizers.bottlenecks.vq import VQConfig
+from smalti.tokenizers.critic import CriticConfig
 from smalti.training.loop import Progress, Run, fit
 from smalti.training.ranks import Ranks
 
 CPU = torch.device("cpu")
-KINDS = ("tokenizer", "generator")
+KINDS = ("tokenizer", "adversarial", "generator")
 # steps that do all there is to do: warm-up, logging, validation, and saving at every one
 TRAINING = TrainingConfig(
     steps=20, batch=16, lr=3e-3, warmup=4, log_every=1, validate_every=5, save_seconds=1e-9, precision="fp32"
@@ -42,15 +44,21 @@ TRAINING = TrainingConfig(
 EXAMPLES = Examples(
     signal=SignalSpec(channels=1, shape=(8, 8)), codes=CodeSpec(codebooks=2, grid=(2, 2), size=8), labels=("a", "b")
 )
-RECIPES = {
-    "tokenizer": Recipe(
-        name="small-tokenizer",
-        data=DataConfig(source="small", flip=True, shift=1, workers=0),
-        model=AutoencoderConfig(
-            width=32, strides=(4,), blocks=1, bottleneck=VQConfig(codes=8, dim=4, revive_every=2, revive_below=0.9)
-        ),
-        paradigm=AutoencodeConfig(),
+TOKENIZER = Recipe(
+    name="small-tokenizer",
+    data=DataConfig(source="small", flip=True, shift=1, workers=0),
+    model=AutoencoderConfig(
+        width=32, strides=(4,), blocks=1, bottleneck=VQConfig(codes=8, dim=4, revive_every=2, revive_below=0.9)
     ),
+    paradigm=AutoencodeConfig(),
+)
+# a critic that starts after 3 of 6 steps, or 8 of 20, is heard one step later, and fully after three more
+CRITIC = AdversarialConfig(
+    critic=CriticConfig(width=8, layers=2), latest=0.4, critic_first=1, ramp=3, penalty_every=2, flat_below=0.0
+)
+RECIPES = {
+    "tokenizer": TOKENIZER,
+    "adversarial": TOKENIZER.model_copy(update={"name": "small-adversarial", "paradigm": CRITIC}),
     "generator": Recipe(
         name="small-generator",
         data=DataConfig(source="small"),

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,20 +26,21 @@ CHUNK = 64  # pictures a worker reads at a time
 MOST_KEPT = 8 << 30  # bytes of decoded pictures in the cache; what was not used for longest goes first
 
 
-def decode(source: Source, workers: int) -> tuple[Tensor, dict[int, str]]:
+def decode(source: Source, workers: int, checked: bool = False) -> tuple[Tensor, dict[int, str]]:
     """All of a source's pictures as uint8 (N, C, H, W), and why broken ones (black there) are; kept in the cache.
 
+    `checked`: what was kept is read through, and decoded anew where it is not what was written.
     Raises UserError when more than 5 % are broken.
     """
     file = cache_dir() / "decoded" / f"{source.pixels_key}.npy"
-    if (kept := _recall(file, source)) is not None:
+    if (kept := _recall(file, source, checked)) is not None:
         return kept
     with _only_one(file):
-        if (kept := _recall(file, source)) is not None:  # another process decoded them while this one waited
+        if (kept := _recall(file, source, checked)) is not None:  # another process decoded them while this one waited
             return kept
         pixels, broken = _decode_all(source, workers)
         check_broken(source.named(broken), len(source), source.name)
-        if _remember(file, pixels, broken) and (kept := _recall(file, source)) is not None:
+        if _remember(file, pixels, broken) and (kept := _recall(file, source, False)) is not None:
             return kept  # mapped from the file: several processes share it
     return torch.from_numpy(pixels), broken
 
@@ -67,11 +69,14 @@ def _decode_all(source: Source, count: int) -> tuple[np.ndarray, dict[int, str]]
     return pixels, broken
 
 
-def _recall(file: Path, source: Source) -> tuple[Tensor, dict[int, str]] | None:
+def _recall(file: Path, source: Source, checked: bool) -> tuple[Tensor, dict[int, str]] | None:
     try:
         pixels = np.load(file, mmap_mode="c")  # "c": private to this process, should anything ever write to it
-        broken = {int(i): str(reason) for i, reason in json.loads(file.with_suffix(".json").read_text()).items()}
-    except (OSError, ValueError, AttributeError, EOFError):
+        about = json.loads(file.with_suffix(".json").read_text())
+        broken = {int(i): str(reason) for i, reason in about["broken"].items()}
+        if checked and zlib.crc32(pixels.data) != about["crc32"]:
+            return None
+    except (OSError, ValueError, AttributeError, EOFError, KeyError, TypeError):
         return None
     if pixels.dtype != np.uint8 or pixels.shape != (len(source), source.signal.channels, *source.signal.shape):
         return None
@@ -85,7 +90,7 @@ def _remember(file: Path, pixels: np.ndarray, broken: dict[int, str]) -> bool:
     temporary = file.with_suffix(f".{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(broken))
+        temporary.write_text(json.dumps({"broken": broken, "crc32": zlib.crc32(pixels.data)}))
         os.replace(temporary, file.with_suffix(".json"))
         with temporary.open("wb") as out:
             np.save(out, pixels)

@@ -9,7 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from smalti.config import SignalSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+SplitName = Literal["train", "validation", "test"]
+TEST_SHARE = 0.1  # of a set that has no test split of its own
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,19 @@ class Item:
     name: str
 
 
+@dataclass(frozen=True)
+class Detail:
+    """What is known of one picture of a set: its name, its texts, the place of its artist in the set's `artists`.
+
+    Pictures of one `kind` belong in one split.
+    """
+
+    name: str
+    text: tuple[str, ...]
+    artist: int
+    kind: str
+
+
 class Source(ABC):
     """Examples 0 … len - 1, every one in the shape of `signal`.
 
@@ -39,6 +55,7 @@ class Source(ABC):
     name: str
     signal: SignalSpec
     labels: tuple[str, ...]
+    artists: tuple[str, ...] = ()
     fingerprint: str
     broken: Sequence[tuple[str, str]] = ()
 
@@ -70,6 +87,11 @@ class Source(ABC):
         return None
 
     @property
+    def artist_ids(self) -> Tensor | None:
+        """int64 (N,): for each example a place in `artists`; None when there are none."""
+        return None
+
+    @property
     def pixels_key(self) -> str:
         """Changes when any picture, or the way it is brought to shape, does."""
         return self.fingerprint
@@ -85,7 +107,7 @@ class Source(ABC):
 
 
 class MemorySource(Source):
-    """Pictures already in memory: uint8 (N, C, H, W), with labels int64 (N,) or without."""
+    """Pictures already in memory: uint8 (N, C, H, W), with labels int64 (N,) and N details or without."""
 
     def __init__(
         self,
@@ -93,15 +115,21 @@ class MemorySource(Source):
         pixels: Tensor,
         label_ids: Tensor | None = None,
         labels: tuple[str, ...] = (),
+        details: Sequence[Detail] = (),
+        artists: tuple[str, ...] = (),
     ) -> None:
         if str(pixels.dtype) != "torch.uint8" or pixels.ndim != 4:
             raise ValueError(f"pixels must be uint8 (N, C, H, W), not {pixels.dtype} {tuple(pixels.shape)}")
         self.name = name
         self.signal = SignalSpec(channels=pixels.shape[1], shape=tuple(pixels.shape[2:]))
         self.labels = labels
+        self.artists = artists
         self._pixels = pixels
         self._label_ids = label_ids
+        self._details = details
         digest = hashlib.sha256(repr((tuple(pixels.shape), labels)).encode())
+        if details:
+            digest.update(repr((artists, details)).encode())
         digest.update(np.ascontiguousarray(pixels.numpy()).data)
         if label_ids is not None:
             digest.update(np.ascontiguousarray(label_ids.numpy()).data)
@@ -112,7 +140,7 @@ class MemorySource(Source):
 
     def item(self, i: int) -> Item:
         label = None if self._label_ids is None else int(self._label_ids[i])
-        return Item(self._pixels[i], label, (), self.name_of(i))
+        return Item(self._pixels[i], label, self.text(i), self.name_of(i))
 
     def pixels(self) -> Tensor:
         return self._pixels
@@ -120,6 +148,33 @@ class MemorySource(Source):
     @property
     def label_ids(self) -> Tensor | None:
         return self._label_ids
+
+    @property
+    def artist_ids(self) -> Tensor | None:
+        import torch
+
+        return torch.tensor([detail.artist for detail in self._details]) if self.artists else None
+
+    def text(self, i: int) -> tuple[str, ...]:
+        return self._details[i].text if self._details else ()
+
+    @property
+    def has_text(self) -> bool:
+        return any(detail.text for detail in self._details)
+
+    def name_of(self, i: int) -> str:
+        return self._details[i].name if self._details else super().name_of(i)
+
+
+def part_of(kind: str, validation: float) -> SplitName:
+    """The split of all examples of a kind: test for a tenth of the kinds, `validation` for that share of the others.
+
+    It depends on the kind alone, so a set of the same things in another form is split alike.
+    """
+    at = int.from_bytes(hashlib.blake2b(kind.encode(), digest_size=8, person=b"split").digest(), "big") / 2**64
+    if at < TEST_SHARE:
+        return "test"
+    return "validation" if at < TEST_SHARE + (1 - TEST_SHARE) * validation else "train"
 
 
 def held_out(contents: Sequence[bytes], share: float) -> np.ndarray:

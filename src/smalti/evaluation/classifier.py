@@ -26,7 +26,7 @@ from smalti.data.fetch import cache_dir
 from smalti.data.image import to_pixels, to_signal
 from smalti.device import autocast
 
-FORMAT = 1  # counts up when the network below changes, so that an older file is not taken for a newer one
+FORMAT = 2  # counts up when the network or its training changes, so that an older file is not taken for a newer one
 AT_ONCE = 1 << 20  # values of the pictures judged in one go
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
@@ -42,7 +42,7 @@ class ClassifierConfig(Config):
     lr: float = Field(6e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     smoothing: float = Field(0.1, ge=0, lt=1)
-    shift: int = Field(1, ge=0)
+    shift: int | None = Field(None, ge=0, description="pixels a picture is moved by; a 16th of its side unless said")
     flip: bool = False
     seed: int = 0
 
@@ -144,6 +144,8 @@ def train_classifier(
     network.look_at(pixels)
     network = network.to(device).train()
     batch = min(config.batch, len(pixels))
+    # 1 pixel of 28, 4 of 64: a large picture moved by one is the same picture, which the network learns by heart
+    shift = max(1, max(pixels.shape[2:]) // 16) if config.shift is None else config.shift
     steps = max(math.ceil(config.passes * len(pixels) / batch), config.least_steps)
     # Muon (Jordan et al. 2024) on the kernels, AdamW on the few other parameters
     kernels = [p for name, p in network.named_parameters() if name.endswith("kernel")]
@@ -157,7 +159,7 @@ def train_classifier(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * _one_cycle((step + 0.5) / steps)
-        x = to_signal(moved(pixels, rows, config.shift, config.flip, generator).to(device))
+        x = to_signal(moved(pixels, rows, shift, config.flip, generator).to(device))
         with autocast(device):
             logits = network(x)
         F.cross_entropy(logits.float(), labels[rows].to(device), label_smoothing=config.smoothing).backward()

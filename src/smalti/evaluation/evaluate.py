@@ -18,15 +18,16 @@ from smalti.data.sources import DataConfig, Source, open_source
 from smalti.data.workers import read_each
 from smalti.device import autocast
 from smalti.errors import UserError
-from smalti.evaluation.classifier import Classifier, Judge, judge
-from smalti.evaluation.codes import CodeMeter
+from smalti.evaluation.classifier import Classifier, Judge, PixelFeatures, judge
 from smalti.evaluation.distance import frechet, nearest, precision_recall_density_coverage
 from smalti.evaluation.reconstruction import ReconstructionMeter
+from smalti.evaluation.tokenizers import figures_of
 from smalti.model import Generator, Tokenizer
 from smalti.training.log import ProgressLine
 from smalti.training.totals import Totals
 
 COMPARED = 2000  # pictures on each side of a comparison
+SOME = 2000  # held-out pictures that a report looks at
 NEIGHBOURS = 5
 SEED = 0
 
@@ -76,9 +77,12 @@ def gathered(source: Source, config: DataConfig, most: int | None = None) -> Hel
         missing = set(range(len(source))) - set(rows.tolist())
         broken += [(source.name_of(i), reason) for i in sorted(missing) for _, reason in read_each(source, [i])]
     everything = HeldOut(pixels, labels, broken)
-    if most is None or most >= len(everything):
-        return everything
-    return everything.at(torch.randperm(len(everything), generator=torch.Generator().manual_seed(SEED))[:most])
+    return everything if most is None or most >= len(everything) else shuffled(everything, most)
+
+
+def shuffled(examples: HeldOut, most: int = SOME) -> HeldOut:
+    """Up to `most` of them in random order, the same every time: a source may be sorted by label."""
+    return examples.at(torch.randperm(len(examples), generator=torch.Generator().manual_seed(SEED))[:most])
 
 
 def evaluate(
@@ -96,29 +100,31 @@ def evaluate(
 
 
 def evaluate_tokenizer(tokenizer: Tokenizer, config: DataConfig) -> dict[str, Any]:
-    """mse, psnr, ssim on the [0, 1] scale, and how the codes are used, over the whole test split."""
-    examples = held_out(config)
-    errors, codes = (
-        ReconstructionMeter(),
-        CodeMeter(tokenizer.network.bottleneck.size, tokenizer.network.codes.codebooks),
-    )
-    with ProgressLine("reconstruct", len(examples)) as line:
-        for start in range(0, len(examples), 500):
-            x = to_signal(examples.pixels[start : start + 500])
-            found = tokenizer.encode(x)
-            codes.update(found)
-            errors.update(x, tokenizer.decode(found))
+    """Errors, the use and cost of the codes, and how like the originals the reconstructions are as a set.
+
+    Over the whole test split: mse, psnr, ssim on the [0, 1] scale; `frechet_NAME`, the distance between originals and
+    their reconstructions in the features of the judge of that name, as rFID is taken (0 for perfect copies, and not
+    to be compared with another number of `pictures`); then the figures of codes or of a continuous latent. Raises
+    UserError where the data has no held-out part.
+    """
+    test = held_out(config)
+    train_source = open_source(config, "train")
+    eye: Judge = PixelFeatures()
+    if train_source.label_ids is not None:
+        eye = trained_judge(train_source, gathered(train_source, config), test, config)
+    errors, inner, features = ReconstructionMeter(), figures_of(tokenizer), []
+    with ProgressLine("reconstruct", len(test)) as line:
+        for start in range(0, len(test), 500):
+            x = to_signal(test.pixels[start : start + 500])
+            rebuilt = inner.rebuild(x)
+            errors.update(x, rebuilt)
+            features.append(eye.features(rebuilt))
             line.update(start + len(x))
-    used = codes.result()
-    return {
-        "kind": "tokenizer",
-        "data": config.source,
-        "split": "test",
-        "pictures": len(examples),
-        **errors.result(),
-        "codes": used["size"],
-        **{key: used[key] for key in ("used", "usage", "perplexity", "entropy", "tokens")},
-    }
+    figures: dict[str, Any] = {"kind": "tokenizer", "data": config.source, "split": "test", "pictures": len(test)}
+    figures.update(errors.result())
+    if len(test) > 1:  # one picture has no spread
+        figures[f"frechet_{eye.name}"] = frechet(eye.features(test.pixels), torch.cat(features))
+    return {**figures, **inner.result()}
 
 
 def evaluate_generator(
@@ -135,8 +141,9 @@ def evaluate_generator(
     size = min(samples, COMPARED, len(test) // 2)
     if size <= NEIGHBOURS:
         raise UserError(f"{config.source} holds out {len(test)} pictures, too few to compare distributions with")
-    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(SEED))
-    reference, other = test.at(order[:size]), test.at(order[size : 2 * size])
+    order = torch.arange(size)
+    pair = shuffled(test, 2 * size)
+    reference, other = pair.at(order), pair.at(order + size)
     train_source = open_source(config, "train")
     train = gathered(train_source, config)
     eye = trained_judge(train_source, train, test, config)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,23 +13,27 @@ from smalti.checkpoint import saving
 from smalti.data.image import BrokenFile, to_signal
 from smalti.data.sources import DataConfig, Source, open_source
 from smalti.errors import UserError
-from smalti.evaluation.codes import CodeMeter
+from smalti.evaluation import code_pages, latent_pages
+from smalti.evaluation.charts import curves
 from smalti.evaluation.distance import nearest
-from smalti.evaluation.evaluate import HeldOut, data_of, gathered, held_out
-from smalti.evaluation.plots import code_grid, curves, picture_grid, picture_pairs, picture_rows, usage_bars
+from smalti.evaluation.evaluate import HeldOut, data_of, gathered, held_out, shuffled
+from smalti.evaluation.plots import picture_grid, picture_pairs, picture_rows
 from smalti.evaluation.reconstruction import ReconstructionMeter
 from smalti.evaluation.report import Report
+from smalti.evaluation.tokenizers import CodeFigures, figures_of
 from smalti.model import Generator, Tokenizer, load
 from smalti.sampling.complete import complete, first_codes
-from smalti.sampling.morph import morph
 from smalti.training.log import read_metrics, say
 
-LOOKED_AT = 2000  # held-out pictures that the report's figures are measured on
-WHY_A_PRIOR = (
-    "Codes drawn without regard to each other make no picture, neither from the whole codebook nor from the codes that"
-    " real pictures use: what makes a picture is which codes stand together. That is what the generator, the prior over"
-    " codes, has to learn."
-)
+# What was logged, group by group: a value belongs to the first group that has one of the words of its name. What no
+# group knows is a term of the bottleneck or of the paradigm, and stands after the errors.
+ERRORS, TERMS, CODES, ADVERSARY, STEPS = "errors", "other terms of the loss", "codes in use", "adversary", "steps"
+WORDS = {
+    STEPS: {"grad", "norm", "lr"},
+    ADVERSARY: {"critic", "adversarial", "generator", "heard", "features", "verdict", "real", "fake", "lecam", "r1"},
+    CODES: {"codes", "perplexity", "usage"},
+    ERRORS: {"mse", "psnr", "ssim", "reconstruction", "perceptual", "l1", "nats", "bits", "accuracy", "loss"},
+}
 
 
 def write_report(folder: Path, data: DataConfig, stages: Mapping[str, float], device: str = "auto") -> Path:
@@ -43,16 +47,12 @@ def write_report(folder: Path, data: DataConfig, stages: Mapping[str, float], de
         f"{data.source}: {len(train):,} training pictures of {shape}, judged on {len(test):,} held-out ones",
     )
     tokenizer = model.tokenizer if isinstance(model, Generator) else model
-    some = test.at(torch.arange(min(LOOKED_AT, len(test))))
+    some = shuffled(test)
     if isinstance(model, Generator):
         _new_pictures(report, model)
         _completions(report, model, some)
         _neighbours(report, model, train)
-    _reconstructions(report, tokenizer, some)
-    _codes_of_one(report, tokenizer, some)
-    _codebook(report, tokenizer, some)
-    _morph(report, tokenizer, some)
-    _random_codes(report, tokenizer, some)
+    _tokenizer(report, tokenizer, some)
     _curves(report, folder, model)
     _stages(report, stages)
     _left_out(report, train)
@@ -101,82 +101,56 @@ def _neighbours(report: Report, generator: Generator, train: HeldOut, n: int = 1
     report.picture(picture_grid(torch.cat([x, real]), n, captions=captions))
 
 
-def _reconstructions(report: Report, tokenizer: Tokenizer, test: HeldOut) -> None:
-    errors = ReconstructionMeter()
-    x = to_signal(test.pixels)
-    rebuilt = tokenizer.reconstruct(x)
-    errors.update(x, rebuilt)
-    found = errors.result()
-    spec = tokenizer.network.codes
-    grid = "×".join(map(str, spec.grid))
+def _tokenizer(report: Report, tokenizer: Tokenizer, test: HeldOut) -> None:
+    """What the tokenizer gives back, and what stands in between: codes, or a continuous latent."""
+    errors, inner = ReconstructionMeter(), figures_of(tokenizer)
+    for start in range(0, len(test), 500):
+        x = to_signal(test.pixels[start : start + 500])
+        errors.update(x, inner.rebuild(x))
+    _reconstructions(report, tokenizer, test, errors)
+    if isinstance(inner, CodeFigures):
+        code_pages.picture_as_words(report, tokenizer, test)
+        code_pages.codebooks(report, tokenizer, inner, test)
+        code_pages.morphs(report, tokenizer, test)
+        code_pages.random_codes(report, tokenizer, inner.meter)
+    else:
+        if latent_pages.is_plane(tokenizer):
+            latent_pages.plane(report, tokenizer, test)
+        latent_pages.latent(report, inner)
+        latent_pages.prior(report, tokenizer)
+        latent_pages.interpolations(report, tokenizer, test)
+
+
+def _reconstructions(report: Report, tokenizer: Tokenizer, test: HeldOut, errors: ReconstructionMeter) -> None:
+    found, network = errors.result(), tokenizer.network
+    grid = "×".join(str(side // network.stride) for side in tokenizer.signal.shape)
+    if network.continuous:
+        kept = f"latent: {network.bottleneck.out_width} numbers at each position of a {grid} grid"
+    else:
+        kept = f"{grid} grid of codes" + (f", {network.codes.codebooks} deep" if network.codes.codebooks > 1 else "")
     report.section(
-        "Originals and reconstructions",
-        f"Held-out pictures, and below each what is left of it after its {grid} grid of codes.",
+        "Originals and reconstructions", f"Held-out pictures, and below each what is left of it after its {kept}."
     )
     report.facts({"MSE on [0, 1]": found["mse"], "PSNR, dB": found["psnr"], "SSIM": found["ssim"]})
-    report.picture(picture_pairs(x[:20], rebuilt[:20], 10), f"figures over {len(x):,} held-out pictures")
-
-
-def _codes_of_one(report: Report, tokenizer: Tokenizer, test: HeldOut) -> None:
-    x = to_signal(test.pixels[:1])
-    codes = tokenizer.encode(x)[0]
-    report.section(
-        "A picture as words", "Each number is a code, and each code has one colour. This grid is all that is kept."
-    )
-    report.picture(code_grid(codes[0], tokenizer.network.bottleneck.size, x[0]))
-
-
-def _codebook(report: Report, tokenizer: Tokenizer, test: HeldOut) -> None:
-    meter = _counted(tokenizer, test)
-    found = meter.result()
-    report.section("The codebook in use", f"Counted over the {found['tokens']:,} codes of {len(test):,} pictures.")
-    report.facts(
-        {
-            "codes used": f"{found['used']} of {found['size']}",
-            "share": found["usage"],
-            "perplexity": found["perplexity"],
-        }
-    )
-    for counts in meter.counts:
-        report.picture(usage_bars(counts))
-    report.picture(
-        picture_grid(code_pictures(tokenizer), 32, scale=6), "what each code looks like, in the middle of its own kind"
-    )
-
-
-def _morph(report: Report, tokenizer: Tokenizer, test: HeldOut, steps: int = 10) -> None:
-    x = to_signal(test.pixels[:4])
-    strips = [morph(tokenizer, x[i], x[i + 1], steps, seed=0) for i in (0, 2)] if len(x) >= 4 else []
-    report.section(
-        "Morphs",
-        "From one held-out picture to another: more and more positions take the other's code, each blend containing"
-        " the one before.",
-    )
-    if strips:
-        report.picture(picture_grid(torch.cat(strips), steps))
-
-
-def _random_codes(report: Report, tokenizer: Tokenizer, test: HeldOut, n: int = 10) -> None:
-    spec, generator = tokenizer.network.codes, torch.Generator().manual_seed(0)
-    shape = (n, spec.codebooks, *spec.grid)
-    anything = torch.randint(spec.size, shape, generator=generator)
-    meter = _counted(tokenizer, test)
-    used = torch.empty(shape, dtype=torch.int64)
-    for q in range(spec.codebooks):
-        codes = meter.used(q)
-        used[:, q] = codes[torch.randint(len(codes), used[:, q].shape, generator=generator)]
-    report.section("Why a prior is needed", WHY_A_PRIOR)
-    report.picture(picture_rows({"all codes": tokenizer.decode(anything), "used codes": tokenizer.decode(used)}))
+    x = to_signal(test.pixels[:20])
+    report.picture(picture_pairs(x, tokenizer.reconstruct(x), 10), f"figures over {errors.signals:,} held-out pictures")
 
 
 def _curves(report: Report, folder: Path, model: Tokenizer | Generator) -> None:
     report.section("Training", "Held-out values are those of the averaged weights, the ones that are kept.")
-    wanted = ["nats_a_code", "accuracy", "mse", "commitment", "codes_used", "grad_norm", "lr"]
-    places = {"tokenizer": folder / "tokenizer", model.recipe.name: folder}
-    for name, place in places.items():
+    for name, place in {"tokenizer": folder / "tokenizer", model.recipe.name: folder}.items():
         rows = read_metrics(place / "metrics.jsonl")
-        if rows:
-            report.picture(curves(rows, wanted), name)
+        for group, values in grouped(key for row in rows for key in row["values"]).items():
+            report.picture(curves(rows, values), f"{name}: {group}")
+
+
+def grouped(names: Iterable[str]) -> dict[str, list[str]]:
+    """The names of what was logged by what they are about, errors first; a name is split into words at _ . and /."""
+    groups: dict[str, list[str]] = {group: [] for group in (ERRORS, TERMS, CODES, ADVERSARY, STEPS)}
+    for name in dict.fromkeys(names):
+        words = set(re.split(r"[_./]", name.lower()))
+        groups[next((group for group, known in WORDS.items() if words & known), TERMS)].append(name)
+    return {group: found for group, found in groups.items() if found}
 
 
 def _stages(report: Report, stages: Mapping[str, float]) -> None:
@@ -188,29 +162,6 @@ def _left_out(report: Report, train: HeldOut) -> None:
     if train.broken:
         report.section("Left out", f"{len(train.broken)} files could not be read.")
         report.table([{"file": name, "why": reason} for name, reason in train.broken])
-
-
-def code_pictures(tokenizer: Tokenizer) -> Tensor:
-    """What each code of the first codebook looks like: the middle of a small grid that holds nothing else.
-
-    -> (codes, C, stride, stride)
-    """
-    spec, stride = tokenizer.network.codes, tokenizer.network.stride
-    ids = torch.arange(spec.size).view(-1, 1, 1, 1).expand(-1, spec.codebooks, 3, 3)
-    return tokenizer.decode(ids)[:, :, stride : 2 * stride, stride : 2 * stride]
-
-
-def analyse_codes(tokenizer: Tokenizer, source: str | None, run: Path) -> tuple[dict[str, Any], Path]:
-    """The use of a tokenizer's codes over the whole test split, and a page that shows it: figures, path of the page."""
-    config = data_of(tokenizer, source)
-    test = held_out(config)
-    found = _counted(tokenizer, test).result()
-    report = Report(f"Codes of {tokenizer.recipe.name}", f"{config.source}: {len(test):,} held-out pictures")
-    _codebook(report, tokenizer, test)
-    _codes_of_one(report, tokenizer, test)
-    _random_codes(report, tokenizer, test)
-    path = report.write(run / "report" / "codes.html")
-    return {"data": config.source, "split": "test", "pictures": len(test), **found}, path
 
 
 def contact_sheet(source: Source, path: Path, n: int = 64, columns: int = 8) -> None:
@@ -229,14 +180,6 @@ def contact_sheet(source: Source, path: Path, n: int = 64, columns: int = 8) -> 
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)
-
-
-def _counted(tokenizer: Tokenizer, test: HeldOut) -> CodeMeter:
-    spec = tokenizer.network.codes
-    meter = CodeMeter(spec.size, spec.codebooks)
-    for start in range(0, len(test), 500):
-        meter.update(tokenizer.encode(to_signal(test.pixels[start : start + 500])))
-    return meter
 
 
 def _labels(generator: Generator, test: HeldOut, n: int) -> Tensor | None:

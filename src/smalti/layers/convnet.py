@@ -53,7 +53,10 @@ def stages(strides: Sequence[int], width: int, blocks: int) -> list[tuple[int, i
 
 
 class Encoder(nn.Module):
-    """(B, channels, *space) -> (B, out, *space / product of strides)."""
+    """(B, channels, *space) -> (B, out, *space / product of strides).
+
+    `margin`: a position of the grid depends on the samples under it and under so many positions to each side.
+    """
 
     def __init__(
         self, dimensions: int, channels: int, out: int, width: int, strides: Sequence[int], blocks: int
@@ -62,18 +65,25 @@ class Encoder(nn.Module):
         self.memory_format = CHANNELS_LAST[dimensions]
         layers: list[nn.Module] = []
         previous = channels
+        reach, spacing = 0, 1  # both in samples: how far to each side, and from one position to the next
         for stride, inner, count in stages(strides, width, blocks):
             layers.append(CONV[dimensions](previous, inner, stride, stride=stride))
             layers += [ResidualBlock(dimensions, inner) for _ in range(count)]
             previous = inner
+            spacing *= stride
+            reach += count * spacing
         self.layers = nn.Sequential(*layers, ChannelNorm(previous), CONV[dimensions](previous, out, 1))
+        self.margin = -(-reach // spacing)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x.contiguous(memory_format=self.memory_format))
 
 
 class Decoder(nn.Module):
-    """(B, inputs, *grid) -> (B, channels, *grid * product of strides)."""
+    """(B, inputs, *grid) -> (B, channels, *grid * product of strides).
+
+    `margin`: the samples under a position of the grid depend on so many positions to each side of it.
+    """
 
     def __init__(
         self, dimensions: int, inputs: int, channels: int, width: int, strides: Sequence[int], blocks: int
@@ -88,6 +98,10 @@ class Decoder(nn.Module):
             following = channels if last else levels[index + 1][1]
             layers += [ChannelNorm(inner), CONV_TRANSPOSE[dimensions](inner, following, stride, stride=stride)]
         self.layers = nn.Sequential(*layers)
+        reach = 0  # in positions of a level, from the signal inwards: part of a coarser position needs all of it
+        for stride, _, count in reversed(levels):
+            reach = -(-reach // stride) + count
+        self.margin = reach + 1  # the first kernel of 3
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z.contiguous(memory_format=self.memory_format))

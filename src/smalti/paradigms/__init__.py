@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from smalti.config import Config, one_of
+from smalti.paradigms.adversarial import AdversarialConfig
 from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig
 
 PARADIGMS: dict[str, type[Config]] = {
     "autoencode": AutoencodeConfig,
+    "adversarial": AdversarialConfig,
     "autoregressive": AutoregressiveConfig,
 }
 AnyParadigm = one_of(PARADIGMS)

@@ -13,6 +13,7 @@ from smalti.device import full_precision
 from smalti.paradigms.base import Loss, Paradigm
 from smalti.term import Term
 from smalti.tokenizers.autoencoder import Autoencoder, AutoencoderConfig, to_vectors
+from smalti.tokenizers.bottlenecks import Moment
 
 
 class AutoencodeConfig(Config):
@@ -21,22 +22,22 @@ class AutoencodeConfig(Config):
     kind: Literal["autoencode"] = "autoencode"
     trains: ClassVar[str] = "autoencoder"
 
-    def build(self, model: AutoencoderConfig, examples: Examples) -> Autoencode:
-        return Autoencode(self, Autoencoder(model, examples.signal))
+    def build(self, model: AutoencoderConfig, examples: Examples, steps: int) -> Autoencode:
+        return Autoencode(self, Autoencoder(model, examples.signal), steps)
 
 
 class Autoencode(Paradigm):
     """Loss of VQ-VAE and its kin: reconstruction + the bottleneck's terms (arXiv 1711.00937, equation 3)."""
 
-    def __init__(self, config: AutoencodeConfig, tokenizer: Autoencoder) -> None:
+    def __init__(self, config: AutoencodeConfig, tokenizer: Autoencoder, steps: int) -> None:
         super().__init__()
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.steps = config, tokenizer, steps
 
     def players(self) -> dict[str, nn.Module]:
         return {"tokenizer": self.tokenizer}
 
     def loss(self, player: str, batch: Batch, step: int) -> Loss:
-        reconstruction, quantized = self.tokenizer(batch.x)
+        reconstruction, quantized = self.tokenizer(batch.x, self.moment(batch, step))
         with full_precision(batch.x.device):
             squares = (reconstruction.float() - batch.x).square().sum()
             # the error of the [0, 1] scale, which is what people compare: a quarter of that on [-1, 1]
@@ -44,8 +45,16 @@ class Autoencode(Paradigm):
         terms = [Term("reconstruction", squares, batch.x.numel()), reported, *quantized.terms]
         return Loss(terms, quantized.statistics)
 
+    def moment(self, batch: Batch, step: int) -> Moment | None:
+        """What chance and schedules hang on while training; held-out examples are looked at without either."""
+        return Moment(batch.seed, batch.step, batch.rows, step / self.steps) if self.training else None
+
+    def score(self, means: Mapping[str, float], loss: float) -> float:
+        # the bottleneck's terms may follow a schedule, so that the whole loss of two steps cannot be compared
+        return loss if self.tokenizer.continuous else means["reconstruction"]
+
     def first_latents(self, batch: Batch) -> Tensor:
-        return to_vectors(self.tokenizer.latents(batch.x)).flatten(0, 1).float()
+        return to_vectors(self.tokenizer.encoder(batch.x)).flatten(0, 1).float()
 
     def initialise(self, latents: Tensor) -> None:
         self.tokenizer.bottleneck.initialise(latents)

@@ -42,7 +42,7 @@ class AutoregressiveConfig(Config):
     label_dropout: float = Field(0.1, ge=0, le=1, description="share of examples that train without their class")
     sampling: AutoregressiveOptions = AutoregressiveOptions()
 
-    def build(self, model: TransformerConfig, examples: Examples) -> Autoregressive:
+    def build(self, model: TransformerConfig, examples: Examples, steps: int) -> Autoregressive:
         if examples.codes is None:
             raise UserError("a next-token model needs codes, and this tokenizer has none: choose one with a codebook")
         return Autoregressive(self, model, examples.codes, len(examples.labels))

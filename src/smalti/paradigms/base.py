@@ -15,7 +15,7 @@ from smalti.tokenizers.bottlenecks import Statistic
 
 @dataclass(frozen=True)
 class Loss:
-    """The terms of one player's loss on one micro-batch, and what its bottleneck saw."""
+    """The terms of one player's loss on one micro-batch, and what its bottleneck saw. No terms: not its turn yet."""
 
     terms: list[Term]
     statistics: dict[str, Statistic] = field(default_factory=dict)
@@ -35,6 +35,22 @@ class Paradigm(nn.Module, ABC):
     @abstractmethod
     def loss(self, player: str, batch: Batch, step: int) -> Loss:
         """The loss of one player. All terms must count in proportion to the rows of the batch."""
+
+    def score(self, means: Mapping[str, float], loss: float) -> float | None:
+        """What of the held-out means says how good the model is, lower is better; None keeps the newest always."""
+        return loss
+
+    def model_state(self) -> dict[str, Tensor]:
+        """The weights that a model in use needs: all, unless something is there for training only."""
+        return self.state_dict()
+
+    def load_model_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take them back. Raises RuntimeError when they do not fit."""
+        self.load_state_dict(state)
+
+    def rates(self) -> dict[str, float]:
+        """The learning rates of players that train by AdamW at a rate of their own; the others follow the recipe."""
+        return {}
 
     def first_latents(self, batch: Batch) -> Tensor | None:
         """Latents (n, D) of a first batch, for state that starts from real data; None when there is none."""

@@ -9,16 +9,24 @@ from dataclasses import dataclass
 from smalti.errors import UserError, nearest
 from smalti.recipe import Recipe
 from smalti.recipes.cifar import cifar_tokenizer
-from smalti.recipes.fashion import fashion, fashion_tokenizer, fashion_tokenizer_512, quickstart
-from smalti.recipes.folder import folder, folder_tokenizer
+from smalti.recipes.emoji import emoji_dvae, emoji_tokenizer, emoji_tokenizer_16, emoji_vae, emoji_vqgan
+from smalti.recipes.fashion import fashion, fashion_tokenizer, fashion_tokenizer_512, fashion_vae, quickstart
+from smalti.recipes.folder import folder, folder_tokenizer, photo_tokenizer
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "quickstart": quickstart,
     "fashion-tokenizer": fashion_tokenizer,
     "fashion-tokenizer-512": fashion_tokenizer_512,
+    "fashion-vae": fashion_vae,
     "fashion": fashion,
     "cifar-tokenizer": cifar_tokenizer,
+    "emoji-tokenizer": emoji_tokenizer,
+    "emoji-tokenizer-16": emoji_tokenizer_16,
+    "emoji-vqgan": emoji_vqgan,
+    "emoji-vae": emoji_vae,
+    "emoji-dvae": emoji_dvae,
     "folder-tokenizer": folder_tokenizer,
+    "photo-tokenizer": photo_tokenizer,
     "folder": folder,
 }
 

@@ -74,6 +74,34 @@ def folder_tokenizer(source: str) -> Recipe:
     return _tokenizer(source, choice)
 
 
+def photo_tokenizer(source: str) -> Recipe:
+    """Photographs of 256×256, scaled and cropped, into a 32×32 grid of 4,096 codes: 1,536 bytes for 196,608.
+
+    smalti train photo-tokenizer --data FOLDER
+    data: any folder of pictures
+    """
+    return Recipe(
+        name="photo-tokenizer",
+        data=DataConfig(source=source, shape=(256, 256), channels=3, flip=True, shift=4),
+        model=AutoencoderConfig(
+            width=128, strides=(4, 2), blocks=2, bottleneck=VQConfig(codes=4096, dim=8, decay=0.95, revive_below=0.3)
+        ),
+        paradigm=AutoencodeConfig(),
+        training=TrainingConfig(
+            steps=20_000,
+            batch=16,
+            lr=4e-3,
+            muon_lr=0.02,
+            warmup=50,
+            weight_decay=0.0,
+            betas=(0.9, 0.99),
+            ema=0.9995,
+            validate_every=1000,
+            validate_on=500,
+        ),
+    )
+
+
 def folder(source: str) -> Recipe:
     """Tokenizer and next-token generator for your own pictures, chosen from their number and size.
 

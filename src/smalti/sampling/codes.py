@@ -1,121 +1,148 @@
-"""Files of codes: pictures cut into codes by one model, to be laid again by the same.
-
-A safetensors file with one int32 tensor (Q, *grid) a picture, and in its metadata the model's checksum and each
-picture's name and true size.
-"""
+"""Pictures cut into codes, from files and into files."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from smalti.checkpoint import saving
 from smalti.errors import UserError
-from smalti.model import Tokenizer
-from smalti.sampling.files import listed, outputs, padded, read_signal, readable, unique_names, write_picture
+from smalti.model import BATCH, Tokenizer
+from smalti.sampling.code_files import SHARD_BYTES, CodeReader, CodeWriter, Encoded
+from smalti.sampling.files import (
+    named,
+    outputs,
+    padded,
+    read_signal,
+    readable,
+    unique_names,
+    write_picture,
+    written_here,
+)
+from smalti.tokenizers import tiling
+from smalti.training.log import ProgressLine
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One picture's codes (Q, *grid), its file's name and its true size (H, W)."""
+@dataclass
+class Size:
+    """What codes take, beside what they were made from.
 
-    name: str
-    size: tuple[int, ...]
-    codes: Tensor
+    code_bits: each code counted at log2 of the codebook's size. pixel_bits: 8 for every channel of every pixel, as the
+    model reads them. file_bytes: those of the files. `place`: where the codes stand, the index of several files.
+    """
 
-
-def encode_picture(tokenizer: Tokenizer, path: Path) -> Encoded:
-    """A picture of any size: edges are repeated up to the stride, and the true size is kept beside the codes."""
-    x = read_signal(path, tokenizer.signal)
-    codes = tokenizer.encode(padded(x, tokenizer.network.stride)[None])[0]
-    return Encoded(path.name, tuple(x.shape[1:]), codes)
-
-
-def decode_picture(tokenizer: Tokenizer, encoded: Encoded) -> Tensor:
-    """(C, H, W) in [-1, 1], of the true size."""
-    height, width = encoded.size
-    return tokenizer.decode(encoded.codes[None])[0, :, :height, :width]
+    place: Path
+    pictures: int = 0
+    code_bits: float = 0.0
+    pixels: int = 0
+    pixel_bits: int = 0
+    file_bytes: int = 0
 
 
-def encode_files(tokenizer: Tokenizer, paths: Sequence[str | Path], out: Path) -> list[Encoded]:
+def encode_files(
+    tokenizer: Tokenizer,
+    paths: Sequence[str | Path],
+    out: Path,
+    codebooks: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Size:
     """Cut files, and all pictures in folders, into codes; broken ones are named and left out.
 
-    Raises UserError when nothing could be read, or more than 5 % is broken; then nothing is written.
+    Pictures may have any size: edges are repeated up to the stride, and the true size is kept beside the codes. Of a
+    folder, however large, only names and the codes of one shard are in memory at once. Raises UserError when nothing
+    could be read, or more than 5 % is broken, or there are not so many `codebooks`; then nothing is written.
     """
-    encoded = [each for _, each in readable(listed(paths), lambda path: encode_picture(tokenizer, path), "encode")]
-    write_codes(tokenizer, encoded, out)
-    return encoded
-
-
-def write_codes(tokenizer: Tokenizer, encoded: Sequence[Encoded], out: Path) -> None:
-    """Write a file of codes, whole or not at all."""
-    listing = [{"name": each.name, "size": list(each.size)} for each in encoded]
-    metadata = {"smalti": "codes", "model_sha256": tokenizer.sha256, "files": json.dumps(listing)}
-    tensors = {f"{i:08d}": each.codes.to(torch.int32).contiguous() for i, each in enumerate(encoded)}
-    fresh = out.with_name(f".{out.name}.{os.getpid()}.new")
-    with saving(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(tensors, fresh, metadata)
-            os.replace(fresh, out)
-        finally:
-            fresh.unlink(missing_ok=True)
-
-
-def read_codes(path: Path, tokenizer: Tokenizer) -> list[Encoded]:
-    """Read a file of codes. Raises UserError when it is damaged or was made by another model."""
-    if not path.is_file():
-        raise UserError(f"no file {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("smalti") != "codes":
-                raise UserError(f"{path} is not a file of codes; `smalti encode` writes them")
-            if metadata.get("model_sha256") != tokenizer.sha256:
-                raise UserError(f"{path} was made by another model; decode it with the one that encoded it")
-            listing = json.loads(metadata["files"])
-            return [
-                Encoded(str(each["name"]), tuple(map(int, each["size"])), file.get_tensor(f"{i:08d}").long())
-                for i, each in enumerate(listing)
-            ]
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged or cut short: {error}") from error
+    tokenizer.codebooks(codebooks)
+    names, size = named(paths), tokenizer.network.codes.size
+    with CodeWriter(tokenizer, out, shard_bytes) as writer:
+        done = Size(writer.out)
+        for batch in _alike(tokenizer, list(names), "encode"):
+            codes = tokenizer.encode(_stacked(tokenizer, batch), codebooks)
+            for (file, x), each in zip(batch, codes, strict=True):
+                writer.add(Encoded(names[file], tuple(x.shape[1:]), each))
+                done.pictures += 1
+                done.code_bits += each.numel() * math.log2(size)
+                done.pixels += math.prod(x.shape[1:])
+                done.pixel_bits += 8 * x.numel()
+                done.file_bytes += file.stat().st_size
+    done.place = writer.place
+    return done
 
 
 def decode_files(tokenizer: Tokenizer, path: Path, out: Path) -> list[Path]:
-    """Lay every picture of a file of codes; gives back the PNGs written."""
-    encoded = read_codes(path, tokenizer)
-    names = unique_names([Path(each.name) for each in encoded])
-    for name, each in zip(names, encoded, strict=True):
-        write_picture(out / name, decode_picture(tokenizer, each))
-    return [out / name for name in names]
+    """Lay every picture of a file or set of codes, at its true size and under its name; gives back the PNGs written.
+
+    Raises UserError as `CodeReader` does, for a name that leads out of the folder, and where a file would be replaced
+    that is no picture of ours; then nothing is written.
+    """
+    reader = CodeReader(tokenizer, path)
+    places = _places(reader, out)
+    stride, laid = tokenizer.network.stride, 0
+    with ProgressLine("decode", len(places)) as line:
+        for shape, alike in groupby(reader, key=lambda each: each.codes.shape):
+            rows = _at_once(stride ** (len(shape) - 1) * math.prod(shape[1:]))
+            while batch := list(islice(alike, rows)):
+                x = tokenizer.decode(torch.stack([each.codes for each in batch]))
+                for place, each, whole in zip(places[laid : laid + len(batch)], batch, x, strict=True):
+                    write_picture(place, _cropped(whole, each.size), {"smalti:model": tokenizer.sha256})
+                laid += len(batch)
+                line.update(laid)
+    return places
 
 
-def reconstruct_files(tokenizer: Tokenizer, paths: Sequence[str | Path], out: Path) -> list[tuple[Path, float]]:
-    """Each picture through codes and back, at its own size: what was written, and its PSNR in dB."""
-    files = listed(paths)
+def reconstruct_files(
+    tokenizer: Tokenizer, paths: Sequence[str | Path], out: Path, codebooks: int | None = None
+) -> list[tuple[Path, float]]:
+    """Each picture through the tokenizer and back, at its own size: what was written, and its PSNR in dB."""
+    if codebooks is not None:
+        tokenizer.codebooks(codebooks)
+    files = named(paths)
     places = outputs(files, out)
-
-    def there_and_back(file: Path) -> tuple[Tensor, Tensor]:
-        return read_signal(file, tokenizer.signal), decode_picture(tokenizer, encode_picture(tokenizer, file))
-
     results = []
-    for file, (x, again) in readable(files, there_and_back, "reconstruct"):
-        write_picture(places[file], again)
-        mse = float((again - x).square().mean()) / 4
-        results.append((places[file], -10 * math.log10(mse) if mse else math.inf))
+    for batch in _alike(tokenizer, list(files), "reconstruct"):
+        rebuilt = tokenizer.reconstruct(_stacked(tokenizer, batch), codebooks)
+        for (file, x), whole in zip(batch, rebuilt, strict=True):
+            again = _cropped(whole, x.shape[1:])
+            write_picture(places[file], again, {"smalti:model": tokenizer.sha256})
+            mse = float((again - x).square().mean()) / 4
+            results.append((places[file], -10 * math.log10(mse) if mse else math.inf))
     return results
 
 
-def bits(encoded: Encoded, size: int) -> float:
-    """How many bits a picture's codes take, each code counted at log2 of the codebook's size."""
-    return encoded.codes.numel() * math.log2(size)
+def _places(reader: CodeReader, out: Path) -> list[Path]:
+    """Where each picture goes. Raises UserError where that is outside, or somebody else's."""
+    places = [out / name for name in unique_names([entry.name for entry in reader.entries])]
+    inside = out.resolve()
+    for place in places:
+        if not place.resolve().is_relative_to(inside):  # through a link, say
+            raise UserError(f"{place} leads out of {out}; choose another --out")
+        if place.exists() and not written_here(place):
+            raise UserError(f"{place} would be overwritten, and smalti did not write it; choose another --out")
+    return places
+
+
+def _alike(tokenizer: Tokenizer, files: Sequence[Path], title: str) -> Iterator[list[tuple[Path, Tensor]]]:
+    """Pictures (C, H, W) that follow each other and take equally many codes, as many as a network sees at once."""
+    stride = tokenizer.network.stride
+    signals = readable(files, lambda path: read_signal(path, tokenizer.signal), title)
+    for grid, alike in groupby(signals, key=lambda pair: [-(-side // stride) for side in pair[1].shape[1:]]):
+        rows = _at_once(math.prod(grid) * stride ** len(grid))
+        while batch := list(islice(alike, rows)):
+            yield batch
+
+
+def _at_once(samples: int) -> int:
+    return max(1, min(BATCH, tiling.MOST // samples))
+
+
+def _stacked(tokenizer: Tokenizer, batch: Sequence[tuple[Path, Tensor]]) -> Tensor:
+    return torch.stack([padded(x, tokenizer.network.stride) for _, x in batch])
+
+
+def _cropped(x: Tensor, size: Sequence[int]) -> Tensor:
+    return x[(slice(None), *(slice(side) for side in size))]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from torch import Tensor
@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from smalti.checkpoint import saving
 from smalti.config import SignalSpec
 from smalti.data.folder import SUFFIXES, check_broken
-from smalti.data.image import BrokenFile, fit, read_image, to_signal, write_image
+from smalti.data.image import BrokenFile, fit, read_image, read_text, to_signal, write_image
 from smalti.errors import UserError
-from smalti.model import Generator, Model
+from smalti.model import Model
 from smalti.training.log import ProgressLine, say
 
 T = TypeVar("T")
@@ -25,20 +25,26 @@ T = TypeVar("T")
 
 def listed(paths: Sequence[str | Path]) -> list[Path]:
     """The files named, and every picture inside the folders named. Raises UserError when there is nothing."""
-    files: list[Path] = []
+    return list(named(paths))
+
+
+def named(paths: Sequence[str | Path]) -> dict[Path, str]:
+    """Each file of `listed`, once, and its name: its path inside the folder that was given, with forward slashes."""
+    names: dict[Path, str] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES)
+            inside = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
             if not inside:
                 raise UserError(f"no pictures in {path}")
-            files += inside
+            for each in inside:
+                names.setdefault(each, each.relative_to(path).as_posix())
         elif path.is_file():
-            files.append(path)
+            names.setdefault(path, path.name)
         else:
             raise UserError(f"no file {path}")
-    if not files:
+    if not names:
         raise UserError("no files given; name pictures or folders of pictures")
-    return files
+    return names
 
 
 def readable(files: Sequence[Path], read: Callable[[Path], T], title: str) -> Iterator[tuple[Path, T]]:
@@ -75,6 +81,8 @@ def read_fitted(path: str | Path, model: Model) -> Tensor:
 def padded(x: Tensor, stride: int) -> Tensor:
     """(C, H, W) with its last row and column repeated until both sides divide by the stride."""
     height, width = x.shape[-2:]
+    if height % stride == width % stride == 0:
+        return x  # which may be large
     return F.pad(x[None], (0, -width % stride, 0, -height % stride), mode="replicate")[0]
 
 
@@ -84,7 +92,7 @@ def slug(name: str) -> str:
 
 
 def write_samples(
-    x: Tensor, folder: Path, model: Generator, seed: int, label: str | None = None, told: dict[str, str] | None = None
+    x: Tensor, folder: Path, model: Model, seed: int, label: str | None = None, told: dict[str, str] | None = None
 ) -> list[Path]:
     """One file a sample, named by its label and index, with recipe, seed and index in the PNG's text fields."""
     with saving(folder):
@@ -112,19 +120,35 @@ def write_picture(path: Path, x: Tensor, text: dict[str, str] | None = None) -> 
         write_image(path, x, text)
 
 
-def unique_names(files: Sequence[Path], suffix: str = ".png") -> list[str]:
-    """An output name for each file; the second of two equal stems is numbered."""
-    names: dict[str, str] = {}  # in lower case first: some file systems tell no difference
-    for file in files:
-        numbered = (f"{file.stem}{f'_{i}' if i else ''}{suffix}" for i in count())
-        name = next(name for name in numbered if name.lower() not in names)
-        names[name.lower()] = name
-    return list(names.values())
+def written_here(path: Path) -> bool:
+    """Whether a file is a PNG that smalti wrote, by its text fields."""
+    try:
+        return "smalti:model" in read_text(path)
+    except BrokenFile:
+        return False
 
 
-def outputs(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Where in `folder` what comes of each file goes. Raises UserError where a file would itself be overwritten."""
-    places = dict(zip(files, (folder / name for name in unique_names(files)), strict=True))
+def unique_names(names: Sequence[str], suffix: str = ".png") -> list[str]:
+    """An output name for each name; folders in it stay, and the second of two equal stems is numbered."""
+    taken: set[str] = set()  # in lower case: some file systems tell no difference
+    found = []
+    for name in map(PurePosixPath, names):
+        for i in count():
+            other = name.with_name(f"{name.stem}{f'_{i}' if i else ''}{suffix}").as_posix()
+            if other.lower() not in taken:
+                break
+        taken.add(other.lower())
+        found.append(other)
+    return found
+
+
+def outputs(files: Sequence[Path] | Mapping[Path, str], folder: Path) -> dict[Path, Path]:
+    """Where in `folder` what comes of each file goes, as `named` names it or by its bare name.
+
+    Raises UserError where a file would itself be overwritten.
+    """
+    names = list(files.values()) if isinstance(files, Mapping) else [file.name for file in files]
+    places = dict(zip(files, (folder / name for name in unique_names(names)), strict=True))
     own = {file.resolve() for file in files}
     for place in places.values():
         if place.resolve() in own:

@@ -1,4 +1,4 @@
-"""Morphing: cross-fading two signals' code grids position by position."""
+"""Morphing: cross-fading two signals' code grids position by position, or moving through a continuous latent."""
 
 from __future__ import annotations
 
@@ -20,18 +20,36 @@ def morph_codes(first: Tensor, second: Tensor, steps: int, seed: int = 0) -> Ten
     """
     if first.shape != second.shape:
         raise UserError(f"a morph needs two signals of one size; got grids {first.shape[1:]} and {second.shape[1:]}")
-    if steps < 2:
-        raise UserError(f"a morph needs at least 2 steps, from one signal to the other; got {steps}")
+    _check_steps(steps)
     generator = torch.Generator().manual_seed(seed)
     field = torch.rand(first.shape[1:], generator=generator)
     amounts = torch.linspace(0, 1, steps).view(-1, *[1] * field.ndim)
     return torch.where((field < amounts)[:, None], second, first)
 
 
+def morph_latents(first: Tensor, second: Tensor, steps: int) -> Tensor:
+    """The straight line (steps, D, *grid) from `first` to `second`, both (D, *grid), both ends exact."""
+    _check_steps(steps)
+    along = torch.linspace(0, 1, steps).view(-1, *[1] * first.ndim)
+    return torch.lerp(first, second, along)
+
+
 def morph(tokenizer: Tokenizer, first: Tensor, second: Tensor, steps: int, seed: int = 0) -> Tensor:
-    """Pictures (steps, C, H, W) on the way from `first` to `second`, both (C, H, W) in [-1, 1]."""
-    codes = tokenizer.encode(torch.stack([first, second]))
-    return tokenizer.decode(morph_codes(codes[0], codes[1], steps, seed))
+    """Pictures (steps, C, H, W) on the way from `first` to `second`, both (C, H, W) in [-1, 1].
+
+    A continuous tokenizer interpolates its latents linearly, the way of the VAE; `seed` then means nothing.
+    """
+    pair = torch.stack([first, second])
+    if tokenizer.network.continuous:
+        start, end = tokenizer.latents(pair)
+        return tokenizer.decode_latents(morph_latents(start, end, steps))
+    start, end = tokenizer.encode(pair)
+    return tokenizer.decode(morph_codes(start, end, steps, seed))
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 2:
+        raise UserError(f"a morph needs at least 2 steps, from one signal to the other; got {steps}")
 
 
 def morph_files(tokenizer: Tokenizer, first: Path, second: Path, steps: int, seed: int, out: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from smalti.config import CodeSpec, Config, SignalSpec
 from smalti.errors import UserError
 from smalti.layers.convnet import Decoder, Encoder, total_stride
-from smalti.tokenizers.bottlenecks import AnyBottleneck, Quantized
+from smalti.tokenizers.bottlenecks import AnyBottleneck, Moment, Quantized
 from smalti.tokenizers.bottlenecks.vq import VQConfig
 
 
@@ -48,30 +48,44 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(dimensions, self.bottleneck.out_width, signal.channels, *shape)
 
     @property
+    def continuous(self) -> bool:
+        """Whether it has latents only, and no codes."""
+        return not self.bottleneck.codebooks
+
+    @property
     def codes(self) -> CodeSpec:
-        """What the codes of one signal of the trained shape look like."""
+        """What the codes of one signal of the trained shape look like. Raises UserError where there are none."""
+        self._needs_codes()
         grid = tuple(side // self.stride for side in self.signal.shape)
         return CodeSpec(codebooks=self.bottleneck.codebooks, grid=grid, size=self.bottleneck.size)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Quantized]:
+    def forward(self, x: Tensor, moment: Moment | None = None) -> tuple[Tensor, Quantized]:
         """The reconstruction (B, C, *space), not clamped, and what the bottleneck saw."""
-        z = self.latents(x)
-        quantized = self.bottleneck(to_vectors(z))
+        self._check(x)
+        z = self.encoder(x)
+        quantized = self.bottleneck(to_vectors(z), moment)
         return self.decoder(to_grid(quantized.vectors, z.shape[2:])), quantized
 
     def encode(self, x: Tensor) -> Tensor:
         """x (B, C, *space) in [-1, 1] -> codes int64 (B, codebooks, *grid). Raises UserError on a wrong shape."""
-        z = self.latents(x)
+        self._needs_codes()
+        self._check(x)
+        z = self.encoder(x)
         codes = self.bottleneck(to_vectors(z)).codes
         return codes.movedim(-1, 1).unflatten(2, z.shape[2:])
 
     def decode(self, codes: Tensor) -> Tensor:
-        """codes int64 (B, codebooks, *grid) -> x (B, C, *space) in [-1, 1]. Raises UserError on codes out of range."""
-        expected, size = len(self.signal.shape) + 2, self.bottleneck.size
-        if codes.ndim != expected or codes.shape[1] != self.bottleneck.codebooks:
+        """codes int64 (B, codebooks, *grid) -> x (B, C, *space) in [-1, 1]. Raises UserError on codes out of range.
+
+        Where the bottleneck allows it (`fewer`: residual codes), the first few codebooks will do.
+        """
+        self._needs_codes()
+        expected, size, books = len(self.signal.shape) + 2, self.bottleneck.size, self.bottleneck.codebooks
+        least = 1 if self.bottleneck.fewer else books
+        if codes.ndim != expected or not least <= codes.shape[1] <= books:
             raise UserError(
-                f"codes of shape {tuple(codes.shape)} do not fit: expected (B, {self.bottleneck.codebooks}, *grid)"
-                f" with {expected - 2} grid axes"
+                f"codes of shape {tuple(codes.shape)} do not fit: expected (B, {books}, *grid) with {expected - 2}"
+                " grid axes" + (f", or the first of the {books}" if least < books else "")
             )
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
             raise UserError(f"codes must lie in [0, {size}); got [{int(codes.min())}, {int(codes.max())}]")
@@ -79,7 +93,19 @@ class Autoencoder(nn.Module):
         return self.decode_latents(to_grid(vectors, codes.shape[2:]))
 
     def latents(self, x: Tensor) -> Tensor:
-        """x (B, C, *space) -> what the encoder gives the bottleneck, (B, in_width, *grid)."""
+        """x (B, C, *space) -> the continuous latent that `decode_latents` lays again, (B, out_width, *grid).
+
+        It is what gets quantized, or the mean of a KL bottleneck. Raises UserError on a wrong shape.
+        """
+        self._check(x)
+        z = self.encoder(x)
+        return to_grid(self.bottleneck.latent(to_vectors(z)), z.shape[2:])
+
+    def decode_latents(self, z: Tensor) -> Tensor:
+        """(B, out_width, *grid) -> x (B, C, *space), clamped to [-1, 1]."""
+        return self.decoder(z).float().clamp(-1, 1)
+
+    def _check(self, x: Tensor) -> None:
         space, channels = x.shape[2:], self.signal.channels
         if x.ndim != len(self.signal.shape) + 2 or x.shape[1] != channels:
             raise UserError(
@@ -88,11 +114,10 @@ class Autoencoder(nn.Module):
             )
         if any(side % self.stride or side == 0 for side in space):
             raise UserError(f"a signal of {'x'.join(map(str, space))} does not divide by the stride {self.stride}")
-        return self.encoder(x)
 
-    def decode_latents(self, z: Tensor) -> Tensor:
-        """(B, out_width, *grid) -> x (B, C, *space), clamped to [-1, 1]."""
-        return self.decoder(z).float().clamp(-1, 1)
+    def _needs_codes(self) -> None:
+        if self.continuous:
+            raise UserError("this tokenizer is continuous: it has latents and no codes; ask for its latents instead")
 
 
 def to_vectors(grid: Tensor) -> Tensor:

@@ -74,13 +74,19 @@ class _Fit:
         self.run, self.config, self.device, self.ranks = run, run.config, device, ranks
         self.paradigm = paradigm.to(device)
         self.players = paradigm.players()
-        self.optimizers = {name: Optimizer(player, self.config) for name, player in self.players.items()}
+        self.optimizers = {name: Optimizer(player, self._paced(name)) for name, player in self.players.items()}
         self.average = WeightAverage(paradigm, self.config.ema)
         self.progress = Progress()
         self.log = MetricsLog(run.folder / "metrics.jsonl")
         self.stop = threading.Event()
         self.saved_at = time.monotonic()
         self.rising = 0
+
+    def _paced(self, player: str) -> TrainingConfig:
+        """The settings of one player's optimizer: a paradigm may give it AdamW at a learning rate of its own."""
+        rates = self.paradigm.rates()
+        own = {"lr": rates[player], "muon_lr": None} if player in rates else {}
+        return self.config.model_copy(update=own)
 
     def run_to_end(self) -> Progress:
         resumed = self._restore()
@@ -133,14 +139,17 @@ class _Fit:
             for part in batch.split(config.micro_batch or len(batch.rows)):
                 with autocast(self.device, config.precision):
                     loss = self.paradigm.loss(name, part, step)
-                totals.add(loss.terms).backward()
+                if loss.terms:
+                    totals.add(loss.terms).backward()
                 for key, statistic in loss.statistics.items():
                     seen[key].append(statistic)
+            statistics.update({key: self._merged(parts) for key, parts in seen.items()})
+            if not totals.sums:
+                continue
             values.update(totals.over(self.ranks).means())
             values["grad_norm" if len(self.players) == 1 else f"grad_norm_{name}"] = self._descend(
                 name, player, totals, share
             )
-            statistics.update({key: self._merged(parts) for key, parts in seen.items()})
         values.update(self.paradigm.after_step(statistics))
         values["lr"] = config.lr * share
         self.average.update(self.paradigm)
@@ -199,15 +208,17 @@ class _Fit:
             batch = batch.to(self.device)
             with autocast(self.device, self.config.precision):
                 for player in self.players:
-                    totals.add(paradigm.loss(player, batch, progress.step).terms)
+                    if terms := paradigm.loss(player, batch, progress.step).terms:
+                        totals.add(terms)
         totals.over(self.ranks)
-        score = totals.loss()
+        score = paradigm.score(totals.means(), totals.loss())
         if self.ranks.writes:
             self.log.write(progress.step, progress.seconds, "validation", totals.means())
             if self.run.watch is not None:
                 self.run.watch(paradigm, progress)
-        if score < progress.best:
-            progress.best, progress.best_step, self.rising = score, progress.step, 0
+        if score is None or score < progress.best:
+            progress.best = totals.loss() if score is None else score
+            progress.best_step, self.rising = progress.step, 0
             if self.ranks.writes:
                 self.run.keep(paradigm, progress)
             return
