@@ -68,3 +68,23 @@ def test_what_the_machine_says_of_itself():
     held = torch.ones(50 * 2**18)  # 50 MiB
     assert 0.05 < before <= peak_memory(CPU) < 1000
     assert len(held)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "pairs", "processor", "expected"),
+    [
+        (True, True, "Intel(R) Xeon(R) Processor", True),
+        (False, True, "Intel(R) Xeon(R) Processor", False),
+        (False, True, "AMD EPYC 9B45", True),
+        (False, False, "AMD EPYC 7B13", False),
+    ],
+)
+def test_bf16_where_it_is_quicker(tiles, pairs, processor, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: pairs, raising=False)
+    monkeypatch.setattr(devices, "processor_name", lambda: processor)
+    multiplies_bf16.cache_clear()
+    try:
+        assert multiplies_bf16("cpu") is expected
+    finally:
+        multiplies_bf16.cache_clear()

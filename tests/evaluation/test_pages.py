@@ -64,8 +64,10 @@ def test_what_was_logged_is_grouped_by_what_it_is_about() -> None:
         ["reconstruction", "mse", "perceptual"],
         ["commitment", "entropy", "kl"],
         ["codes_used_1", "codes_used_2", "spread_perplexity"],
-        [*["generator", "critic", "real", "fake", "critic_made", "verdict_real", "heard", "features", "lecam", "r1"],
-         "critic_balance"],
+        [
+            *["generator", "critic", "real", "fake", "critic_made", "verdict_real", "heard", "features", "lecam", "r1"],
+            "critic_balance",
+        ],
         ["lr", "grad_norm", "grad_norm_critic"],
     ]
     assert list(grouped(["lr"]).values()) == [["lr"]]

@@ -77,7 +77,7 @@ def textures(n: int, seed: int) -> Tensor:
     """Sharp grey pictures (n, 1, 16, 16): stripes of random direction, width and phase, cut off at ±1."""
     generator = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
-    angle, width, phase = (torch.rand(3, n, 1, 1, generator=generator) * torch.tensor([3.14, 1, 6.28]).view(3, 1, 1, 1))
+    angle, width, phase = torch.rand(3, n, 1, 1, generator=generator) * torch.tensor([3.14, 1, 6.28]).view(3, 1, 1, 1)
     return (((angle.cos() * x + angle.sin() * y) * (0.6 + width) + phase).sin() * 3).clamp(-1, 1)[:, None]
 
 

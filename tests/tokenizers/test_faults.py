@@ -269,7 +269,9 @@ def check_resume(folder: Path) -> None:
     for steps in (3, 8):  # cut after 3, and gone on with
         cut, run = small_run(folder / "cut", "tokenizer", steps=8)
         trained = _Fit(cut, run, CPU, Ranks())
-        stopping = with_batches(run, lambda batch, at=steps, stop=trained.stop: stop.set() or batch if batch.step == at - 1 else batch)
+        stopping = with_batches(
+            run, lambda batch, at=steps, stop=trained.stop: stop.set() or batch if batch.step == at - 1 else batch
+        )
         trained.run = stopping
         assert trained.run_to_end().step == steps
     codebook = cut.tokenizer.bottleneck.codebook

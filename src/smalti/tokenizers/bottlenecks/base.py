@@ -45,8 +45,8 @@ class Moment:
 
     def exponential(self, stream: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """float32 (B, *shape) of mean 1, above 0."""
-        empty = torch.empty(shape, device=device)
-        return torch.stack([empty.exponential_(generator=each).clone() for each in self._each(stream, device)])
+        # by the logarithm: torch's own draw takes six times as long on a processor
+        return self.uniform(stream, shape, device).clamp_min_(1e-20).log_().neg_()
 
     def one(self, stream: int) -> Tensor:
         """float64 (B,) in [0, 1): one number for each example."""

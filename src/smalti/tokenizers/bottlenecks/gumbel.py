@@ -47,7 +47,11 @@ class GumbelConfig(Config):
 
 
 class Gumbel(Bottleneck):
-    """(B, N, dim) -> codes (B, N, 1), by a linear head of logits; vectors are mixtures of codes while training."""
+    """(B, N, dim) -> codes (B, N, 1); vectors are mixtures of codes while training.
+
+    A position's logits fall with its squared distances to the codes, times a sharpness that is learned: so the codebook
+    serves as the head too, and a code that moves takes its share of the positions with it.
+    """
 
     def __init__(self, config: GumbelConfig) -> None:
         super().__init__()
@@ -68,7 +72,7 @@ class Gumbel(Bottleneck):
 
     @torch.no_grad()
     def initialise(self, vectors: Tensor) -> None:
-        """The head starts as a soft k-means over real latents: each code as likely as a Gaussian around it says."""
+        """A start as soft k-means over real latents: each code as likely as a Gaussian around it says."""
         centroids, _ = k_means(vectors.float(), self.size)
         error = (vectors - centroids[nearest_code(vectors.float(), centroids)]).square().mean()
         error = torch.maximum(error, 1e-4 * vectors.var(correction=0)).clamp_min(1e-6)  # fewer latents than codes
