@@ -71,7 +71,7 @@ def with_bottleneck(name: str, steps: int) -> Recipe:
     recipe = emoji_tokenizer()
     model = recipe.model.model_copy(update={"bottleneck": BOTTLENECKS[name]})
     chosen = recipe.model_copy(update={"model": model, "name": name})
-    return chosen.changed(**{"training.steps": steps, "training.validate_every": max(steps // 4, 1)})
+    return chosen.changed(**{"training.steps": steps, "training.validate_every": max(min(500, steps // 4), 1)})
 
 
 def pace(name: str, folder: Path) -> float:
@@ -228,7 +228,7 @@ def main() -> None:
     paces = {name: kept(f"pace-{name}", partial(measured_pace, name, folder)) for name in chosen}
     found: dict[str, Any] = {}
     for name in chosen:
-        steps = max(1, round(seconds / paces[name]))
+        steps = max(1, round(seconds / paces[name], -2 if seconds > 60 else None))
         figures = kept(f"{name}-{seconds:g}s", partial(trained, name, steps, folder))
         found[name] = {**figures, "pace": paces[name]}
         table(f"emoji, {seconds / 60:g} minutes each", [row(each, found[each]) for each in found])

@@ -55,7 +55,7 @@ def keep_freed_memory() -> None:
 
 @cache
 def multiplies_bf16(device_type: str) -> bool:
-    """Whether bf16 products are quicker here than fp32: Ampere and later GPUs, processors with AMX, AMD's with AVX512-BF16.
+    """Whether bf16 products are quicker here than fp32: Ampere and later GPUs, AMX, AVX512-BF16 of AMD.
 
     Intel's with AVX512-BF16 but without tiles (or where a virtual machine hides them) multiply bf16 at half the pace of
     fp32: measured 0.18 against 0.33 TFLOP/s on two cores.
