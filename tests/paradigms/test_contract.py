@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -151,14 +150,17 @@ def test_a_few_steps_learn(name):
     optimizer, losses = torch.optim.Adam(paradigm.parameters(), lr=3e-3), []
     for _ in range(40):
         paradigm.train()
-        totals = Totals()
+        totals, statistics = Totals(), {}
         for player in paradigm.players():
-            loss = paradigm.loss(player, replace(batch, labels=batch.labels), 3)
+            loss = paradigm.loss(player, batch, 3)
+            statistics |= {key: each.value for key, each in loss.statistics.items()}
             optimizer.zero_grad()
-            totals.add(loss.terms).backward()
+            part = Totals()
+            part.add(loss.terms).backward()
             optimizer.step()
-        paradigm.after_step({key: each.value for key, each in loss.statistics.items()})
-        losses.append(totals.loss())
+            totals.add(loss.terms)
+        paradigm.after_step(statistics)
+        losses.append(next(iter(totals.means().values())))  # what is to be learnt; a critic's is no measure of it
     assert losses[-1] < 0.8 * losses[0]
 
 

@@ -54,7 +54,13 @@ TOKENIZER = Recipe(
 )
 # a critic that starts after 3 of 6 steps, or 8 of 20, is heard one step later, and fully after three more
 CRITIC = AdversarialConfig(
-    critic=CriticConfig(width=8, layers=2), latest=0.4, critic_first=1, ramp=3, penalty_every=2, flat_below=0.0
+    critic=CriticConfig(width=8, layers=2),
+    loss="non-saturating",  # by hinge some slopes are rounding alone, and AdamW follows those
+    latest=0.4,
+    critic_first=1,
+    ramp=3,
+    penalty_every=2,
+    flat_below=0.0,
 )
 RECIPES = {
     "tokenizer": TOKENIZER,
