@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from smalti import model as models
-from smalti.config import CodeSpec, Examples, SignalSpec
+from smalti.config import CodeSpec, Config, Examples, SignalSpec
 from smalti.data.arrays import in_order, shuffled
 from smalti.data.batch import Batch
 from smalti.data.example import MemorySource
@@ -30,6 +30,11 @@ from smalti.paradigms.autoregressive import AutoregressiveConfig
 from smalti.paradigms.base import Paradigm
 from smalti.recipe import Recipe, TrainingConfig
 from smalti.tokenizers.autoencoder import AutoencoderConfig
+from smalti.tokenizers.bottlenecks.fsq import FSQConfig
+from smalti.tokenizers.bottlenecks.gumbel import GumbelConfig
+from smalti.tokenizers.bottlenecks.kl import KLConfig
+from smalti.tokenizers.bottlenecks.lfq import LFQConfig
+from smalti.tokenizers.bottlenecks.rvq import RVQConfig
 from smalti.tokenizers.bottlenecks.vq import VQConfig
 from smalti.tokenizers.critic import CriticConfig
 from smalti.training.loop import Progress, Run, fit
@@ -62,9 +67,24 @@ CRITIC = AdversarialConfig(
     penalty_every=2,
     flat_below=0.0,
 )
+BOTTLENECKS = (
+    RVQConfig(codes=8, dim=4, stages=2, dropout=0.5, revive_every=2, revive_below=0.9),
+    FSQConfig(levels=(4, 3, 2)),
+    LFQConfig(bits=4),
+    GumbelConfig(codes=8, dim=4),
+    KLConfig(dim=4),
+)
+
+
+def with_bottleneck(config: Config) -> Recipe:
+    model = TOKENIZER.model.model_copy(update={"bottleneck": config})
+    return TOKENIZER.model_copy(update={"name": f"small-{config.kind}", "model": model})
+
+
 RECIPES = {
     "tokenizer": TOKENIZER,
     "adversarial": TOKENIZER.model_copy(update={"name": "small-adversarial", "paradigm": CRITIC}),
+    **{each.kind: with_bottleneck(each) for each in BOTTLENECKS},
     "generator": Recipe(
         name="small-generator",
         data=DataConfig(source="small"),
@@ -136,3 +156,5 @@ if __name__ == "__main__":
     here = Ranks.join()
     train(Path(sys.argv[1]), sys.argv[2], here, **json.loads(sys.argv[3]))
     here.leave()
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]  # none but on Linux
+    assert not any("gloo" in name for name in names), f"threads that outlive their group: {names}"

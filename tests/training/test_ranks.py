@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.small_run import KINDS, start, train
+from tests.training.small_run import KINDS, RECIPES, start, train
 from torch import nn
 
 from smalti.training import state as states
@@ -51,7 +51,7 @@ def two_ranks(folder: Path, kind: str, **settings) -> None:
     assert [process.returncode for process in processes] == [0, 0], "\n".join(told)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "rvq", "lfq"])
 def test_two_ranks_are_one(kind, tmp_path):
     train(tmp_path / "one", kind, **SETTINGS)
     two_ranks(tmp_path / "two", kind, **SETTINGS, micro_batch=16)
@@ -60,7 +60,7 @@ def test_two_ranks_are_one(kind, tmp_path):
         assert revived(tmp_path / "one") > 0, "nothing was revived, so nothing was shown"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RECIPES)
 def test_micro_batches_are_one_batch(kind, tmp_path):
     train(tmp_path / "whole", kind, **SETTINGS)
     train(tmp_path / "parts", kind, **SETTINGS, micro_batch=16)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.small_run import CPU, KINDS, small_run, start, train, with_batches
+from tests.training.small_run import CPU, KINDS, RECIPES, small_run, start, train, with_batches
 
 from smalti.data.batch import Batch
 from smalti.errors import UserError
@@ -64,6 +64,15 @@ def test_stopped_and_resumed_is_undisturbed(kind, number, settings, tmp_path, di
     progress = train(tmp_path / "cut", kind, **settings)
     assert (progress.finished, progress.step) == (True, 20)
     assert "continues from step 10 of 20" in capfd.readouterr().err
+    assert differences(tmp_path / "whole", tmp_path / "cut") == []
+
+
+@pytest.mark.parametrize("kind", [kind for kind in RECIPES if kind not in KINDS])
+def test_every_bottleneck_goes_on_undisturbed(kind, tmp_path, differences):
+    assert train(tmp_path / "whole", kind).finished
+    paradigm, run = small_run(tmp_path / "cut", kind)
+    assert fit(paradigm, with_batches(run, stopping_at(9)), CPU).step == 10
+    assert train(tmp_path / "cut", kind).finished
     assert differences(tmp_path / "whole", tmp_path / "cut") == []
 
 

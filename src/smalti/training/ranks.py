@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,9 @@ class Ranks:
         if not dist.is_initialized():
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            # its functions take the group there is at its first import as a default, and so would hold it, and its
+            # threads, beyond `leave`: a thread that wants Python while that is ending aborts the process
+            import_module("torch.distributed.nn.functional")
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         return cls(dist.get_rank(), dist.get_world_size())
 
@@ -51,12 +55,17 @@ class Ranks:
         return value
 
     def gather(self, value: Tensor) -> Tensor:
-        """All ranks' values one after the other along the first axis, which must be equally long on each."""
+        """All ranks' values one after the other along the first axis; how long it is may differ."""
         if self.count == 1:
             return value
-        parts = [torch.empty_like(value) for _ in range(self.count)]
-        dist.all_gather(parts, value.contiguous())
-        return torch.cat(parts)
+        lengths = [torch.zeros((), dtype=torch.int64, device=value.device) for _ in range(self.count)]
+        dist.all_gather(lengths, torch.tensor(len(value), device=value.device))
+        longest = int(torch.stack(lengths).max())
+        padded = value.new_zeros(longest, *value.shape[1:])
+        padded[: len(value)] = value
+        parts = [torch.empty_like(padded) for _ in range(self.count)]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[: int(length)] for part, length in zip(parts, lengths, strict=True)])
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add up gradients in one message."""
