@@ -40,7 +40,7 @@ from smalti.evaluation.reconstruction import ReconstructionMeter
 from smalti.model import load
 from smalti.recipe import Recipe
 from smalti.recipes.emoji import emoji_tokenizer
-from smalti.runs import train
+from smalti.runs import resume, train
 from smalti.tokenizers.bottlenecks.fsq import FSQConfig
 from smalti.tokenizers.bottlenecks.gumbel import GumbelConfig
 from smalti.tokenizers.bottlenecks.kl import KLConfig
@@ -85,10 +85,11 @@ def pace(name: str, folder: Path) -> float:
 
 
 def ours(name: str, steps: int, folder: Path) -> dict[str, Any]:
-    """Train a tokenizer for so many steps and evaluate it; a run that is there already is taken as it is."""
+    """Train a tokenizer for so many steps, or on to there, and evaluate it."""
     run = folder / name
-    if not (run / "report" / "index.html").exists():
-        shutil.rmtree(run, ignore_errors=True)
+    if (run / "recipe.json").exists():
+        resume(run)
+    else:
         train(with_bottleneck(name, steps), out=run)
     return evaluate(load(run))
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -88,3 +91,12 @@ def test_bf16_where_it_is_quicker(tiles, pairs, processor, expected, monkeypatch
         assert multiplies_bf16("cpu") is expected
     finally:
         multiplies_bf16.cache_clear()
+
+
+def test_numbers_too_small_to_matter_are_nothing_on_every_thread():
+    asked = (
+        "import torch; torch.set_num_threads(2); from smalti.device import pick_device; pick_device('cpu');"
+        "print(int((torch.full((1 << 20,), 1e-30) * 1e-10).count_nonzero()))"
+    )
+    told = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "0"

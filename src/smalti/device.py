@@ -25,6 +25,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 def pick_device(name: str = "auto") -> torch.device:
     """`auto` is the first CUDA device, else Apple's, else the processor. Raises UserError when `name` is not here."""
     keep_freed_memory()
+    flush_denormals()
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
@@ -51,6 +52,17 @@ def keep_freed_memory() -> None:
     m_trim_threshold, m_mmap_threshold = -1, -3
     mallopt(m_mmap_threshold, 1 << 30)
     mallopt(m_trim_threshold, (1 << 31) - 1)
+
+
+@cache
+def flush_denormals() -> None:
+    """Let numbers below 1e-38 be 0.
+
+    A saturated activation has gradients so small, and processors take a hundred times as long over them: a training in
+    fp32 came down from 5 steps a second to 1 (on Intel's). Threads take this over from the one that starts them, so it
+    is to be asked for before the first product.
+    """
+    torch.set_flush_denormal(True)
 
 
 @cache
