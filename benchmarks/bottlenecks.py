@@ -87,10 +87,9 @@ def pace(name: str, folder: Path) -> float:
 def ours(name: str, steps: int, folder: Path) -> dict[str, Any]:
     """Train a tokenizer for so many steps, or on to there, and evaluate it."""
     run = folder / name
-    if (run / "recipe.json").exists():
-        resume(run)
-    else:
-        train(with_bottleneck(name, steps), out=run)
+    done = resume(run) if (run / "recipe.json").exists() else train(with_bottleneck(name, steps), out=run)
+    if not done.finished:
+        raise SystemExit(f"stopped at {name}; the same command goes on from there")
     return evaluate(load(run))
 
 
