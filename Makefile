@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 # Two threads each in two processes slow both down many times over, so parallel tests get one thread each.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
-BENCHMARKS := start_up tutorial decoding attention
+# all but bottlenecks, which trains for two hours: .venv/bin/python benchmarks/bottlenecks.py
+BENCHMARKS := start_up quantize tutorial decoding attention
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
