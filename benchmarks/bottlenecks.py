@@ -228,7 +228,7 @@ def main() -> None:
     paces = {name: kept(f"pace-{name}", partial(measured_pace, name, folder)) for name in chosen}
     found: dict[str, Any] = {}
     for name in chosen:
-        steps = max(1, round(seconds / paces[name], -2 if seconds > 60 else None))
+        steps = max(1, int(round(seconds / paces[name], -2 if seconds > 60 else 0)))
         figures = kept(f"{name}-{seconds:g}s", partial(trained, name, steps, folder))
         found[name] = {**figures, "pace": paces[name]}
         table(f"emoji, {seconds / 60:g} minutes each", [row(each, found[each]) for each in found])
