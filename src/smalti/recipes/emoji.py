@@ -58,7 +58,16 @@ def emoji_vqgan() -> Recipe:
     smalti train emoji-vqgan
     data: emoji
     """
-    return emoji_tokenizer().changed(**{"name": "emoji-vqgan", "paradigm.kind": "adversarial"})
+    return emoji_tokenizer().changed(
+        **{
+            "name": "emoji-vqgan",
+            "paradigm.kind": "adversarial",
+            "paradigm.weight": 2.0,
+            "paradigm.start": 2100,
+            "paradigm.critic.lr": 2e-3,  # a quarter of it is left when the critic starts
+            "training.steps": 3100,
+        }
+    )
 
 
 def emoji_vae() -> Recipe:
