@@ -61,7 +61,7 @@ BOTTLENECKS: dict[str, Config] = {
     "lfq": LFQConfig(),
     "bsq": LFQConfig(spherical=True),
     "gumbel": GumbelConfig(),
-    "kl": KLConfig(weight=1e-4),
+    "kl": KLConfig(weight=5e-5),
 }
 PACE = range(20, 60)  # the steps whose pace is taken
 

@@ -28,7 +28,7 @@ def emoji_tokenizer() -> Recipe:
         ),
         paradigm=AutoencodeConfig(),
         training=TrainingConfig(
-            steps=6000,
+            steps=3100,
             batch=64,
             lr=4e-3,
             muon_lr=0.02,
@@ -65,7 +65,6 @@ def emoji_vqgan() -> Recipe:
             "paradigm.weight": 2.0,
             "paradigm.start": 2100,
             "paradigm.critic.lr": 2e-3,  # a quarter of it is left when the critic starts
-            "training.steps": 3100,
         }
     )
 
@@ -76,7 +75,7 @@ def emoji_vae() -> Recipe:
     smalti train emoji-vae
     data: emoji
     """
-    return _with(KLConfig(dim=8, weight=1e-4), "emoji-vae", 3000)
+    return _with(KLConfig(dim=8, weight=5e-5), "emoji-vae", 3100)
 
 
 def emoji_dvae() -> Recipe:
@@ -85,7 +84,7 @@ def emoji_dvae() -> Recipe:
     smalti train emoji-dvae
     data: emoji
     """
-    return _with(GumbelConfig(codes=1024, dim=8), "emoji-dvae", 3000)
+    return _with(GumbelConfig(codes=1024, dim=8), "emoji-dvae", 2100)
 
 
 def _with(bottleneck: GumbelConfig | KLConfig, name: str, steps: int) -> Recipe:
