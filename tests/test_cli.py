@@ -483,6 +483,20 @@ def test_outputs_that_cannot_be(smalti, tiny):
     assert (told.status, told.err) == (2, "smalti: sheet.jpg: a contact sheet is a PNG, so the name must end in .png\n")
     shutil.copy(tiny.picture, "mine.png")
     wrong(smalti("reconstruct", tiny.run, "mine.png", "--out", ".", *on), "would be overwritten")
+    wrong(smalti("encode", tiny.run, tiny.picture, "--out", "file/c.safetensors", *on), "file")
+
+
+def test_a_listener_who_leaves():
+    told = subprocess.Popen(
+        [sys.executable, "-c", "from smalti.cli import main; main()", "recipes"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert told.stdout is not None
+    told.stdout.close()
+    assert told.communicate()[1] == ""
+    assert told.returncode == 1
 
 
 def test_codes_of_another_model(smalti, tiny):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -398,6 +399,13 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         hint = f"; see {context.command_path} --help" if context else ""
         _say(f"smalti: {' '.join(error.format_message().split()).rstrip('.')}{hint}")
+        status = 2
+    except BrokenPipeError:  # whoever read our lines has heard enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except OSError as error:  # a full disk, a folder that is not to be written to
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"smalti: {where}{error.strerror or error}")
         status = 2
     sys.exit(status)
 
