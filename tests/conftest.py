@@ -21,6 +21,13 @@ def _cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 
 @pytest.fixture(autouse=True)
+def _small_numbers_are_back() -> Iterator[None]:
+    """What a training told the processor about denormal numbers ends with the test: hypothesis draws such numbers."""
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
 def _decoding_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32 while sampling, whatever the hardware likes best: only then are two ways to one sample equal."""
     monkeypatch.setattr("smalti.paradigms.autoregressive.decoding_dtype", lambda *_: torch.float32)

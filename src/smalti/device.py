@@ -101,6 +101,9 @@ def autocast(device: torch.device, precision: Precision = "auto") -> Iterator[No
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """fp32 inside an autocast region: distances, losses and softmaxes over codes."""
+    if not torch.is_autocast_enabled(device.type):
+        yield  # to enter and leave would take as long as some of the small products inside
+        return
     with torch.autocast(device.type, enabled=False):
         yield
 

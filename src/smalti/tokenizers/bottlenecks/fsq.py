@@ -46,6 +46,8 @@ class FSQ(Bottleneck):
     strides: Tensor
     counts: Tensor
     places: Tensor
+    lowest: Tensor
+    gaps: Tensor
 
     def __init__(self, config: FSQConfig) -> None:
         super().__init__()
@@ -56,8 +58,12 @@ class FSQ(Bottleneck):
         self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
         self.spread = Spread(config.levels[::-1])
         self.register_buffer("strides", torch.tensor(strides), persistent=False)
-        self.register_buffer("counts", torch.tensor(config.levels, dtype=torch.float32), persistent=False)
+        counts = torch.tensor(config.levels, dtype=torch.float32)
+        # a share of 1 still falls into the last cell
+        self.register_buffer("counts", counts * (1 - 1e-6), persistent=False)
         self.register_buffer("places", torch.tensor(strides, dtype=torch.float32), persistent=False)
+        self.register_buffer("lowest", 1 / counts - 1, persistent=False)
+        self.register_buffer("gaps", 2 / counts, persistent=False)
 
     def latent(self, z: Tensor) -> Tensor:
         """Into (-1, 1). The slope is that which spreads a standard normal almost evenly."""
@@ -65,7 +71,7 @@ class FSQ(Bottleneck):
 
     def forward(self, z: Tensor, moment: Moment | None = None) -> Quantized:
         with full_precision(z.device):
-            vectors, codes = _Round.apply(z.float(), self.counts, self.places)
+            vectors, codes = _Round.apply(z.float(), self.counts, self.places, self.lowest, self.gaps)
             if not self.config.spread:
                 return Quantized(vectors, codes)
             parts = self._soft(self.latent(z).flatten(0, -2))
@@ -92,16 +98,18 @@ class _Round(torch.autograd.Function):
     """Bound, round and straight through in one: half of the time of these small products is their bookkeeping."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, levels: Tensor, strides: Tensor) -> tuple[Tensor, Tensor]:
-        share = torch.sigmoid(z * (2 * SLOPE)).clamp_max_(1 - 1e-6)  # (1 + tanh) / 2, and never quite 1
+    def forward(
+        ctx: Any, z: Tensor, levels: Tensor, strides: Tensor, lowest: Tensor, gaps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        share = torch.sigmoid(z * (2 * SLOPE))  # (1 + tanh) / 2
         ctx.save_for_backward(share)
         # L levels are L equal cells of (-1, 1), whether L is odd or even
         level = torch.mul(share, levels).floor_()
         codes = (level @ strides).long().unsqueeze(-1)  # exact below 2^24
         ctx.mark_non_differentiable(codes)
-        return torch.addcmul(1 / levels - 1, level, 2 / levels), codes
+        return torch.addcmul(lowest, level, gaps), codes
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (share,) = ctx.saved_tensors
-        return torch.ops.aten.sigmoid_backward(gradients[0], share).mul_(4 * SLOPE), None, None
+        return torch.ops.aten.sigmoid_backward(gradients[0], share).mul_(4 * SLOPE), None, None, None, None

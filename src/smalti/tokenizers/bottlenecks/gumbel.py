@@ -91,7 +91,7 @@ class Gumbel(Bottleneck):
     def forward(self, z: Tensor, moment: Moment | None = None) -> Quantized:
         with full_precision(z.device):
             logits = self.logits(z)
-            codes = logits.argmax(-1, keepdim=True)
+            codes = logits.max(-1, keepdim=True).indices
             positions, p = codes.numel(), torch.softmax(logits, -1)
             terms = [Term("spread", self.spread.loss(p.flatten(0, -2)), positions, self.config.spread)]
             if self.config.kl:

@@ -16,6 +16,7 @@ from smalti.term import Term
 from smalti.tokenizers.bottlenecks.base import Bottleneck, Moment, Quantized, Statistic
 
 CHUNK = 1 << 19  # distances that exist at once: 2 MiB stay in a processor's cache
+TILE = 512  # codes that are looked at at once
 
 
 class VQConfig(Config):
@@ -48,12 +49,19 @@ def nearest_code(vectors: Tensor, codebook: Tensor, chunk: int = CHUNK) -> Tenso
     """The index of the nearest code by Euclidean distance: (n, D), (K, D) -> (n,) int64.
 
     The squared norm of the vector is the same for every code and is left out; half the code's norm rides in the
-    product. At most `chunk` distances exist at once.
+    product. At most `chunk` distances exist at once, of some vectors to some codes.
     """
-    half_norm = codebook.square().sum(1).mul(0.5)
-    away = -codebook
-    parts = [full_product(part, away, half_norm).argmin(1) for part in vectors.split(max(1, chunk // len(codebook)))]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    half_norms, away = codebook.square().sum(1).mul(0.5).split(TILE), (-codebook).split(TILE)
+    found = []
+    for part in vectors.split(max(1, chunk // min(TILE, len(codebook)))):
+        # min gives the index too, and on a processor in half the time of argmin
+        nearest, chosen = full_product(part, away[0], half_norms[0]).min(1)
+        for first, (codes, half_norm) in enumerate(zip(away[1:], half_norms[1:], strict=True), 1):
+            distance, candidate = full_product(part, codes, half_norm).min(1)
+            nearer = distance < nearest
+            nearest, chosen = distance.where(nearer, nearest), (candidate + first * TILE).where(nearer, chosen)
+        found.append(chosen)
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def k_means(
