@@ -28,7 +28,7 @@ def emoji_tokenizer() -> Recipe:
         ),
         paradigm=AutoencodeConfig(),
         training=TrainingConfig(
-            steps=3100,
+            steps=6800,
             batch=64,
             lr=4e-3,
             muon_lr=0.02,
@@ -63,7 +63,7 @@ def emoji_vqgan() -> Recipe:
             "name": "emoji-vqgan",
             "paradigm.kind": "adversarial",
             "paradigm.weight": 2.0,
-            "paradigm.start": 2100,
+            "paradigm.start": 4600,
             "paradigm.critic.lr": 2e-3,  # a quarter of it is left when the critic starts
         }
     )
@@ -75,7 +75,7 @@ def emoji_vae() -> Recipe:
     smalti train emoji-vae
     data: emoji
     """
-    return _with(KLConfig(dim=8, weight=5e-5), "emoji-vae", 3100)
+    return _with(KLConfig(dim=8, weight=5e-5), "emoji-vae", 7200)
 
 
 def emoji_dvae() -> Recipe:
@@ -84,7 +84,7 @@ def emoji_dvae() -> Recipe:
     smalti train emoji-dvae
     data: emoji
     """
-    return _with(GumbelConfig(codes=1024, dim=8), "emoji-dvae", 2100)
+    return _with(GumbelConfig(codes=1024, dim=8), "emoji-dvae", 4700)
 
 
 def _with(bottleneck: GumbelConfig | KLConfig, name: str, steps: int) -> Recipe:
