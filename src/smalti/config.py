@@ -47,11 +47,22 @@ class CodeSpec(Config):
         return count
 
 
+class LatentSpec(Config):
+    """What one signal's continuous latent is: float (B, channels, *grid)."""
+
+    channels: int = Field(ge=1)
+    grid: tuple[int, ...]
+
+
+Reads = Literal["codes", "latents", "signals"]  # what a generator works on
+
+
 class Examples(Config):
-    """What a model is trained on: the signal, its codes when a tokenizer cuts it, and the names of the labels."""
+    """What a model is trained on: the signal, what a tokenizer makes of it if there is one, and the labels' names."""
 
     signal: SignalSpec
     codes: CodeSpec | None = None
+    latents: LatentSpec | None = None
     labels: tuple[str, ...] = ()
 
 

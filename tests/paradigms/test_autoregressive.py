@@ -17,9 +17,9 @@ from smalti.paradigms.autoregressive import (
     Autoregressive,
     AutoregressiveConfig,
     AutoregressiveOptions,
-    grid_positions,
 )
 from smalti.paradigms.choose import choose
+from smalti.paradigms.codes import grid_positions
 
 SPECS = {
     "one codebook": CodeSpec(codebooks=1, grid=(2, 3), size=7),

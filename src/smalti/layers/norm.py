@@ -42,10 +42,12 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(shape))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """`scale`, if there is one, multiplies the weight: (B, 1, D) for one of each example's own."""
+        weight = self.weight if scale is None else self.weight * scale
         if torch.is_grad_enabled():
-            return _RMSNorm.apply(x, self.weight, self.eps)
-        return x * _inverse_rms(x, self.eps) * self.weight.to(x.dtype)
+            return _RMSNorm.apply(x, weight, self.eps)
+        return x * _inverse_rms(x, self.eps) * weight.to(x.dtype)
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:

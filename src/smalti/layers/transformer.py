@@ -2,6 +2,10 @@
 
 It knows no vocabulary, patch or noise. Pre-norm blocks with RMSNorm, rotary positions on any number of axes,
 normalised queries and keys (Henry et al. 2020), SwiGLU (Shazeer 2020) and output products that start at zero.
+
+With a condition every normalisation is shifted and scaled by it and every output gated, the gates starting at zero
+(adaLN-zero, Peebles & Xie 2022, arXiv 2212.09748, section 3.2). One product makes the modulation of all blocks, to
+which each adds offsets of its own (Chen et al. 2023, arXiv 2310.00426, adaLN-single): a third fewer weights.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smalti.config import Config
+from smalti.device import full_precision
 from smalti.layers.attention import attend
 from smalti.layers.cache import Cache
 from smalti.layers.norm import RMSNorm
@@ -41,10 +46,14 @@ class TransformerConfig(Config):
         return self.hidden or -(-self.width * 8 // 3 // 32) * 32
 
 
+# shift, scale and gate (B, 1, width) of one half of a block; None where nothing is conditioned
+Modulation = tuple[Tensor, Tensor, Tensor] | None
+
+
 class Block(nn.Module):
     """Attention, then the MLP, each added to what came in."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, conditioned: bool = False) -> None:
         super().__init__()
         width, self.heads = config.width, config.heads
         self.head_width = width // config.heads
@@ -58,15 +67,35 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         for layer in (self.qkv, self.gate_up):
             nn.init.normal_(layer.weight, std=width**-0.5)
+        if conditioned:
+            self.offsets = nn.Parameter(torch.zeros(6, width))
         for layer in (self.out, self.down):
-            nn.init.zeros_(layer.weight)
+            if conditioned:  # the gates are zero; with both at zero neither would have a gradient
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+            else:
+                nn.init.zeros_(layer.weight)
 
     def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool, cache: Cache | None, layer: int
+        self,
+        x: Tensor,
+        turn: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        causal: bool,
+        cache: Cache | None,
+        layer: int,
+        shared: Tensor | None = None,
     ) -> Tensor:
-        x = x + self.dropout(self._attention(self.attention_norm(x), turn, mask, causal, cache, layer))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
-        return x + self.dropout(self.down(F.silu(gate) * up))
+        first, second = self._modulations(shared)
+        attention = self._attention(_normed(x, self.attention_norm, first), turn, mask, causal, cache, layer)
+        x = _added(x, self.dropout(attention), first)
+        gate, up = self.gate_up(_normed(x, self.mlp_norm, second)).chunk(2, -1)
+        return _added(x, self.dropout(self.down(F.silu(gate) * up)), second)
+
+    def _modulations(self, shared: Tensor | None) -> tuple[Modulation, Modulation]:
+        if shared is None:
+            return None, None
+        shift, scale, gate, other_shift, other_scale, other_gate = (shared + self.offsets).unbind(-2)
+        return (shift, scale, gate), (other_shift, other_scale, other_gate)
 
     def _attention(
         self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool, cache: Cache | None, layer: int
@@ -81,14 +110,29 @@ class Block(nn.Module):
         return self.out(attend(q, k, v, mask, causal).transpose(1, 2).flatten(2))
 
 
-class Transformer(nn.Module):
-    """(B, T, width) -> (B, T, width)."""
+def _normed(x: Tensor, norm: RMSNorm, modulation: Modulation) -> Tensor:
+    if modulation is None:
+        return norm(x)
+    shift, scale, _ = modulation
+    return norm(x, 1 + scale) + shift
 
-    def __init__(self, config: TransformerConfig) -> None:
+
+def _added(x: Tensor, change: Tensor, modulation: Modulation) -> Tensor:
+    return x + change if modulation is None else x + modulation[2] * change
+
+
+class Transformer(nn.Module):
+    """(B, T, width) -> (B, T, width). If `conditioned`, it takes a condition for each row, or for each token."""
+
+    def __init__(self, config: TransformerConfig, conditioned: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, conditioned) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
+        if conditioned:
+            self.modulation = nn.Linear(config.width, 8 * config.width)  # six for the blocks, two for the last norm
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
 
     def forward(
         self,
@@ -96,22 +140,36 @@ class Transformer(nn.Module):
         positions: Tensor,
         attend: Literal["causal", "full"] | Tensor = "causal",
         cache: Cache | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Run the blocks.
 
         x: (B, T, width). positions: (T, axes) or (B, T, axes). attend: `causal`, `full`, or a bool mask, True where a
         token may look, broadcastable to (B, heads, T, S). cache: what was read before; x is what follows it, and the
-        cache moves on by T.
+        cache moves on by T. condition: (B, width) or (B, T, width), just where the transformer was made for one.
         """
+        shared, last = self._modulation(condition)
         turn = rotations(positions, self.config.width // self.config.heads)
         if not torch.is_autocast_enabled(x.device.type):
             turn = (turn[0].to(x.dtype), turn[1].to(x.dtype))
         mask = attend if isinstance(attend, Tensor) else None
         for layer, block in enumerate(self.blocks):
-            x = block(x, turn, mask, isinstance(attend, str) and attend == "causal", cache, layer)
+            x = block(x, turn, mask, isinstance(attend, str) and attend == "causal", cache, layer, shared)
         if cache is not None:
             cache.filled += x.shape[1]
-        return self.norm(x)
+        return _normed(x, self.norm, last)
+
+    def _modulation(self, condition: Tensor | None) -> tuple[Tensor | None, Modulation]:
+        """What the blocks share (B, 1 or T, 6, width), and the last norm's own, whose gate is not used."""
+        if (condition is None) == hasattr(self, "modulation"):
+            raise ValueError("a condition belongs to a transformer that was made with conditioned=True, and only there")
+        if condition is None:
+            return None, None
+        with full_precision(condition.device):  # times that are near each other must stay apart
+            made = self.modulation(F.silu(condition.float())).unflatten(-1, (8, -1))
+        made = made.unsqueeze(1) if condition.ndim == 2 else made
+        shift, scale = made[..., 6, :], made[..., 7, :]
+        return made[..., :6, :], (shift, scale, scale)
 
     def cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows of up to `length` tokens, where the weights are."""
