@@ -6,10 +6,12 @@ from smalti.config import Config, one_of
 from smalti.paradigms.adversarial import AdversarialConfig
 from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig
+from smalti.paradigms.discrete_diffusion import DiscreteDiffusionConfig
 
 PARADIGMS: dict[str, type[Config]] = {
     "autoencode": AutoencodeConfig,
     "adversarial": AdversarialConfig,
     "autoregressive": AutoregressiveConfig,
+    "discrete-diffusion": DiscreteDiffusionConfig,
 }
 AnyParadigm = one_of(PARADIGMS)

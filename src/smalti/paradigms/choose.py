@@ -39,11 +39,15 @@ def limited(logits: Tensor, config: ChoiceConfig) -> Tensor:
 def choose(logits: Tensor, uniform: Tensor, config: ChoiceConfig) -> Tensor:
     """One token for each row: logits (B, K), uniform (B,) in [0, 1) -> (B,) int64.
 
-    The draw inverts the cumulative distribution in float64, where no token's probability is rounded away.
+    The draw is in float64, where no token's probability is rounded away.
     """
     if config.temperature == 0:
         return logits.argmax(-1)
-    probability = limited(logits.double(), config).softmax(-1)
+    return drawn(limited(logits.double(), config).softmax(-1), uniform)
+
+
+def drawn(probability: Tensor, uniform: Tensor) -> Tensor:
+    """The column at which the cumulative probability (B, K), float64, passes uniform (B,): (B,) int64."""
     cumulative = probability.cumsum(-1)
     target = uniform.to(cumulative).unsqueeze(-1) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(probability.shape[-1] - 1)
