@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ def _small_numbers_are_back() -> Iterator[None]:
 def _decoding_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32 while sampling, whatever the hardware likes best: only then are two ways to one sample equal."""
     monkeypatch.setattr("smalti.paradigms.autoregressive.decoding_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr("smalti.paradigms.discrete_diffusion.autocast", lambda *_: nullcontext())
 
 
 @pytest.fixture

@@ -337,7 +337,7 @@ def test_the_prior_is_a_standard_normal(continuous, monkeypatch):
 
 
 def test_samples_are_laid_codes(generator_model):
-    codes = generator_model.sample_codes(3, "bag", seed=5)
+    codes = generator_model.draw(3, "bag", seed=5)
     assert (codes.shape, codes.dtype) == ((3, 1, 2, 3), torch.int64)
     x = generator_model.sample(3, "bag", seed=5)
     assert (x.shape, x.dtype) == ((3, 1, 8, 12), torch.float32)
@@ -350,8 +350,8 @@ def test_a_sample_does_not_depend_on_how_the_work_was_split(batch, generator_mod
     known = torch.randint(0, 8, (7, 1, 2, 3), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(6) < torch.arange(7)[:, None]).view(7, 1, 2, 3)
     ids = torch.arange(7) % 3
-    whole = generator_model.sample_codes(7, ids, known, mask, seed=3)
-    assert torch.equal(generator_model.sample_codes(7, ids, known, mask, seed=3, batch=batch), whole)
+    whole = generator_model.draw(7, ids, known, mask, seed=3)
+    assert torch.equal(generator_model.draw(7, ids, known, mask, seed=3, batch=batch), whole)
     assert torch.equal(whole[mask], known[mask])
 
 
@@ -376,9 +376,9 @@ def test_a_model_without_labels_says_so(tokenizer, folders, tmp_path):
     layer = models.build(LAYER, examples)
     models.write(tmp_path / "model", LAYER, examples, layer, {}, {"t": folders[0] / "model"})
     model = load(tmp_path, "cpu")
-    assert model.sample_codes(2).shape == (2, 1, 2, 3)
+    assert model.draw(2).shape == (2, 1, 2, 3)
     with pytest.raises(UserError, match="without labels"):
-        model.sample_codes(2, "Bag")
+        model.draw(2, "Bag")
 
 
 def test_no_samples_and_fewer(generator_model):
@@ -390,6 +390,6 @@ def test_no_samples_and_fewer(generator_model):
 def test_low_precision_leaves_the_weights_alone(generator_model, monkeypatch):
     before = {name: tensor.clone() for name, tensor in generator_model.paradigm.state_dict().items()}
     monkeypatch.setattr("smalti.paradigms.autoregressive.decoding_dtype", lambda *_: torch.bfloat16)
-    codes = generator_model.sample_codes(9, seed=2)
+    codes = generator_model.draw(9, seed=2)
     assert 0 <= codes.min() <= codes.max() < 8
     assert all(torch.equal(before[name], each) for name, each in generator_model.paradigm.state_dict().items())

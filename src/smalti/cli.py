@@ -281,7 +281,7 @@ def sample(
     seed: Seed = 0,
     out: OutFolder = Path("samples"),
     animate: Annotated[
-        Path | None, typer.Option(metavar="FILE.gif", help="the first 16 of them, as they are laid")
+        Path | None, typer.Option(metavar="FILE.gif", help="how the first 16 come about; FILE.png for strips")
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -340,7 +340,7 @@ def complete(
     import torch
 
     from smalti.sampling.complete import complete as finish
-    from smalti.sampling.complete import first_codes, mask_from_file
+    from smalti.sampling.complete import first_part, mask_from_file
     from smalti.sampling.files import listed, outputs, read_fitted, readable, write_picture
 
     if (keep is None) == (mask is None):
@@ -349,14 +349,40 @@ def complete(
     options = _options(generator, context.obj)
     paths = listed(files)
     places = outputs(paths, out)
-    spec = generator.tokenizer.network.codes
     if mask is not None:
-        kept = mask_from_file(mask, spec, generator.signal.shape, 1)
+        kept = mask_from_file(mask, generator.shape, generator.signal.shape, 1)
     else:
-        kept = first_codes(spec, 1, keep or 0)
+        kept = first_part(generator.shape, 1, keep or 0)
     whole = dict(readable(paths, lambda path: read_fitted(path, generator), "read"))
     x = torch.stack(list(whole.values()))
     done = finish(generator, x, kept.expand(len(x), *kept.shape[1:]), label, seed, options)
+    for path, picture in zip(whole, done, strict=True):
+        write_picture(places[path], picture)
+        print(places[path])
+
+
+@app.command(cls=WithFields)
+def vary(
+    context: typer.Context,
+    run: RunArgument,
+    files: Files,
+    level: Annotated[float, typer.Option(help="how much is noised, above 0 and up to 1, which leaves nothing")] = 0.5,
+    out: OutFolder = Path("variations"),
+    label: Label = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Other pictures like these: noised in part, and the noise undone."""
+    import torch
+
+    from smalti.sampling.files import listed, outputs, read_fitted, readable, write_picture
+
+    generator = _generator(run, device)
+    options = _options(generator, context.obj)
+    paths = listed(files)
+    places = outputs(paths, out)
+    whole = dict(readable(paths, lambda path: read_fitted(path, generator), "read"))
+    done = generator.vary(torch.stack(list(whole.values())), level, label, seed, options)
     for path, picture in zip(whole, done, strict=True):
         write_picture(places[path], picture)
         print(places[path])

@@ -65,6 +65,14 @@ class Examples(Config):
     latents: LatentSpec | None = None
     labels: tuple[str, ...] = ()
 
+    def shape(self, reads: Reads) -> tuple[int, ...]:
+        """The shape of one example as a generator reads it, the channels or codebooks first."""
+        if reads == "codes" and self.codes is not None:
+            return (self.codes.codebooks, *self.codes.grid)
+        if reads == "latents" and self.latents is not None:
+            return (self.latents.channels, *self.latents.grid)
+        return (self.signal.channels, *self.signal.shape)
+
 
 def one_of(table: Mapping[str, type[Config]]) -> Any:
     """The type of a field that holds any one of the table's settings, told apart by their `kind`."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from smalti import checkpoint
-from smalti.config import Config, Examples, SignalSpec
+from smalti.config import Config, Examples, Reads, SignalSpec
 from smalti.data.named import NAMED_SETS
 from smalti.device import autocast, pick_device
 from smalti.errors import UserError
@@ -146,13 +146,42 @@ class Tokenizer(Model):
 
 
 class Generator(Model):
-    """Draws new signals: codes from a paradigm, laid by the tokenizer it carries."""
+    """Draws new signals: codes or latents that the tokenizer it carries lays, or the signals themselves."""
 
     def __init__(
-        self, recipe: Recipe, examples: Examples, paradigm: Paradigm, device: torch.device, tokenizer: Tokenizer
+        self, recipe: Recipe, examples: Examples, paradigm: Paradigm, device: torch.device, tokenizer: Tokenizer | None
     ) -> None:
         super().__init__(recipe, examples, paradigm, device)
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer it carries. Raises UserError where it works on signals as they are."""
+        if self._tokenizer is None:
+            raise UserError("this generator works on pixels and carries no tokenizer; train one to have codes")
+        return self._tokenizer
+
+    @property
+    def reads(self) -> Reads:
+        """What the paradigm works on."""
+        return self.recipe.paradigm.reads
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one example there: (Q, *grid) of codes, (D, *grid) of latents, (C, *space) of signals."""
+        return self.examples.shape(self.reads)
+
+    def inwards(self, x: Tensor) -> Tensor:
+        """Signals (B, C, *space) as the paradigm works on them: codes, latents, or themselves."""
+        if self.reads == "signals":
+            return x
+        return self.tokenizer.encode(x) if self.reads == "codes" else self.tokenizer.latents(x)
+
+    def outwards(self, values: Tensor) -> Tensor:
+        """What the paradigm works on as signals (B, C, *space) in [-1, 1]."""
+        if self.reads == "signals":
+            return values.clamp(-1, 1)
+        return self.tokenizer.decode(values) if self.reads == "codes" else self.tokenizer.decode_latents(values)
 
     @property
     def options(self) -> Config:
@@ -168,10 +197,10 @@ class Generator(Model):
         seed: int = 0,
         options: Config | None = None,
     ) -> Tensor:
-        """New signals (n, C, *space) in [-1, 1]; see `sample_codes`."""
-        return self.tokenizer.decode(self.sample_codes(n, condition, known, mask, seed, options))
+        """New signals (n, C, *space) in [-1, 1]; see `draw`."""
+        return self.outwards(self.draw(n, condition, known, mask, seed, options))
 
-    def sample_codes(
+    def draw(
         self,
         n: int,
         condition: Labels = None,
@@ -180,25 +209,59 @@ class Generator(Model):
         seed: int = 0,
         options: Config | None = None,
         batch: int = BATCH,
+        trajectory: list[Tensor] | None = None,
     ) -> Tensor:
-        """New codes int64 (n, Q, *grid).
+        """New examples (n, *shape) as the paradigm works on them: codes int64, latents or signals fp32.
 
-        condition: labels by name or id, one for all or n of them; None leaves the label open. known: codes
-        (n, Q, *grid), kept where `mask` (bool, same shape) is True. Sample i draws its noise from (seed, i), however
-        the work is split. Raises UserError on unknown labels and on what the paradigm cannot honour.
+        condition: labels by name or id, one for all or n of them; None leaves the label open. known: examples
+        (n, *shape), kept where `mask` (bool, same shape) is True. Sample i draws its noise from (seed, i), however the
+        work is split. `trajectory` is given what there is after every step, (n, *shape), codes not chosen yet as -1.
+        Raises UserError on unknown labels and on what the paradigm cannot honour.
         """
         if n < 0 or batch < 1:
             raise UserError(f"cannot draw {n} samples; ask for 1 or more")
+        self._check_guidance(options)
         ids = self.label_ids(condition, n)
-        parts = []
+        parts, ways = [], []
         for start in range(0, n, batch):
             rows = slice(start, min(n, start + batch))
             pick = [None if value is None else value[rows] for value in (ids, known, mask)]
-            parts.append(self.paradigm.sample(rows.stop - start, *pick, seed, options, first=start))  # type: ignore[operator]
+            way: list[Tensor] | None = None if trajectory is None else []
+            parts.append(
+                self.paradigm.sample(rows.stop - start, *pick, seed, options, first=start, trajectory=way)  # type: ignore[operator]
+            )
+            ways.append(way or [])
+        if trajectory is not None:
+            trajectory += together(ways)
         if not parts:
-            codes = self.tokenizer.network.codes
-            return torch.zeros(0, codes.codebooks, *codes.grid, dtype=torch.int64)
+            return torch.zeros(0, *self.shape, dtype=torch.int64 if self.reads == "codes" else torch.float32)
         return torch.cat(parts).cpu()
+
+    def vary(
+        self, x: Tensor, level: float, condition: Labels = None, seed: int = 0, options: Config | None = None
+    ) -> Tensor:
+        """Other signals like x (B, C, *space): noised to a level in (0, 1], and the noise undone; 1 leaves nothing.
+
+        Raises UserError where the paradigm knows no noise.
+        """
+        if not hasattr(self.paradigm, "vary"):
+            raise UserError(
+                f"paradigm {self.recipe.paradigm.kind} has no noise to start from: `smalti complete` keeps a part"
+                " instead"
+            )
+        self._check_guidance(options)
+        ids, parts = self.label_ids(condition, len(x)), []
+        for start in range(0, len(x), BATCH):
+            rows = slice(start, start + BATCH)
+            some = None if ids is None else ids[rows]
+            parts.append(self.paradigm.vary(self.inwards(x[rows]), level, some, seed, options, first=start))  # type: ignore[operator]
+        return self.outwards(torch.cat(parts).cpu())
+
+    def _check_guidance(self, options: Config | None) -> None:
+        """Guidance pulls towards a label: without labels it would do nothing, and nobody would know."""
+        asked = getattr(options, "guidance", 1.0)
+        if asked != 1 and not self.labels:
+            raise UserError(f"guidance {asked:g} on a model that was trained without labels; leave it out")
 
     def label_ids(self, condition: Labels, n: int) -> Tensor | None:
         """Labels by name or id -> ids (n,). Raises UserError on an unknown one, with the list."""
@@ -222,6 +285,12 @@ class Generator(Model):
         if not 0 <= label < len(self.labels):
             raise UserError(f"label {label} is out of range; this model has labels 0 to {len(self.labels) - 1}")
         return int(label)
+
+
+def together(ways: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Trajectories of several batches as one: those that came to rest sooner wait in their last state."""
+    longest = max((len(way) for way in ways), default=0)
+    return [torch.cat([way[min(step, len(way) - 1)].cpu() for way in ways if way]) for step in range(longest)]
 
 
 def build(recipe: Recipe, examples: Examples) -> Paradigm:
@@ -275,17 +344,22 @@ def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator:
         raise UserError(f"{folder} is damaged: its weights do not fit its config.json") from error
     model: Tokenizer | Generator
     if recipe.generates:
-        carried = sorted((folder / "tokenizers").glob("*/config.json"))
-        if not carried:
-            raise UserError(f"{folder} is not whole: the generator's tokenizer is missing from {folder / 'tokenizers'}")
-        tokenizer = load(carried[0].parent, device)
-        assert isinstance(tokenizer, Tokenizer)
+        tokenizer = None if recipe.paradigm.reads == "signals" else _carried_tokenizer(folder, device)
         model = Generator(recipe, examples, paradigm, place, tokenizer)
     else:
         model = Tokenizer(recipe, examples, paradigm, place)
     model.figures = config.get("figures", {})
     model.sha256 = config["weights_sha256"]
     return model
+
+
+def _carried_tokenizer(folder: Path, device: str) -> Tokenizer:
+    carried = sorted((folder / "tokenizers").glob("*/config.json"))
+    if not carried:
+        raise UserError(f"{folder} is not whole: the generator's tokenizer is missing from {folder / 'tokenizers'}")
+    tokenizer = load(carried[0].parent, device)
+    assert isinstance(tokenizer, Tokenizer)
+    return tokenizer
 
 
 def load_tokenizer(path: str | Path, device: str = "auto") -> Tokenizer:
@@ -297,7 +371,10 @@ def load_tokenizer(path: str | Path, device: str = "auto") -> Tokenizer:
 def card(recipe: Recipe, examples: Examples, figures: Mapping[str, Any]) -> str:
     """The model card: what it is, what it was trained on and how, and what was measured."""
     shape = "×".join(map(str, examples.signal.shape))
-    kind = "generator over a tokenizer's codes" if recipe.generates else "tokenizer"
+    kind = "tokenizer"
+    if recipe.generates:
+        reads = recipe.paradigm.reads
+        kind = "generator of pixels" if reads == "signals" else f"generator over a tokenizer's {reads}"
     lines = [
         "---",
         "library_name: smalti",

@@ -61,8 +61,10 @@ class Recipe(Config):
         wanted = self.paradigm.trains
         if self.model.kind != wanted:
             raise ValueError(f"paradigm {self.paradigm.kind} trains model.kind {wanted}, not {self.model.kind}")
-        if self.generates and self.tokenizer is None:
+        if self.generates and self.paradigm.reads != "signals" and self.tokenizer is None:
             raise ValueError(f"paradigm {self.paradigm.kind} needs a tokenizer: a recipe, or the path of a run")
+        if self.generates and self.paradigm.reads == "signals" and self.tokenizer is not None:
+            raise ValueError(f"paradigm {self.paradigm.kind} on pixels takes no tokenizer; leave it out")
         per_rank, micro = self.training.batch, self.training.micro_batch
         if micro and per_rank % micro:
             raise ValueError(f"training.batch {per_rank} is not a multiple of training.micro_batch {micro}")
@@ -70,7 +72,7 @@ class Recipe(Config):
 
     @property
     def generates(self) -> bool:
-        """Whether this recipe trains a generator over a tokenizer's codes, rather than a tokenizer."""
+        """Whether this recipe trains a generator, rather than a tokenizer."""
         return self.paradigm.trains != "autoencoder"
 
     def json_text(self) -> str:

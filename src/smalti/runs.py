@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smalti import model as models
 from smalti.checkpoint import model_folder, saving, write_text
-from smalti.config import Examples
+from smalti.config import Examples, LatentSpec
 from smalti.data.arrays import in_order, shuffled
 from smalti.data.augment import augment
 from smalti.data.batch import Batch
@@ -119,13 +119,13 @@ class _Training:
             self._tell_broken(source.broken)
         if self.ranks.writes:
             write_text(self.folder / "recipe.json", recipe.json_text())
-        if recipe.generates:
+        if recipe.generates and recipe.paradigm.reads != "signals":
             tokenizer_folder = self._tokenizer_folder()
             if tokenizer_folder is None:
                 return False
-            progress = self._train_generator(source, validation, tokenizer_folder)
+            progress = self._train_on_cached(source, validation, tokenizer_folder)
         else:
-            progress = self._train_tokenizer(source, validation)
+            progress = self._train_on_signals(source, validation)
         if not progress.finished:
             return False
         self.stages["training"] = progress.seconds
@@ -136,7 +136,7 @@ class _Training:
         self.ranks.wait()
         return True
 
-    def _train_tokenizer(self, source: Source, validation: Source) -> Progress:
+    def _train_on_signals(self, source: Source, validation: Source) -> Progress:
         recipe, training = self.recipe, self.recipe.training
         examples = Examples(signal=source.signal, labels=source.labels)
         held = gathered(validation, recipe.data, training.validate_on)
@@ -152,19 +152,25 @@ class _Training:
 
         return self._fit(examples, batches, held_out, {"the data": source.fingerprint}, {})
 
-    def _train_generator(self, source: Source, validation: Source, tokenizer_folder: Path) -> Progress:
-        training = self.recipe.training
+    def _train_on_cached(self, source: Source, validation: Source, tokenizer_folder: Path) -> Progress:
+        """A generator over what a tokenizer makes of the pictures, computed once."""
+        training, reads = self.recipe.training, self.recipe.paradigm.reads
         tokenizer = models.load_tokenizer(tokenizer_folder, self.device_name)
         _check_fits(tokenizer, source, tokenizer_folder)
         with self._timed("encode"):
-            codes, labels = self._codes(tokenizer, source, "train", training.variants)
-            held, held_labels = self._codes(tokenizer, validation, "validation", 1)
+            values, labels = self._cached(tokenizer, source, "train", training.variants)
+            held, held_labels = self._cached(tokenizer, validation, "validation", 1)
         held, held_labels = _first(training.validate_on, held[0], held_labels)
-        examples = Examples(signal=source.signal, codes=tokenizer.network.codes, labels=source.labels)
+        made: dict[str, Any] = {}
+        if reads == "codes":
+            made["codes"] = tokenizer.network.codes
+        else:
+            made["latents"] = LatentSpec(channels=values.shape[2], grid=tuple(values.shape[3:]))
+        examples = Examples(signal=source.signal, labels=source.labels, **made)
 
         def batches(start: int) -> Iterator[Batch]:
             ranks = self.ranks
-            return shuffled(codes, labels, training.batch, training.seed, ranks.rank, ranks.count, start)
+            return shuffled(values, labels, training.batch, training.seed, ranks.rank, ranks.count, start)
 
         def held_out() -> Iterator[Batch]:
             return in_order(held, held_labels, self._rows_at_once(), self.ranks.rank, self.ranks.count)
@@ -207,15 +213,16 @@ class _Training:
             finished = nested._stages()
         return folder / "model" if finished else None
 
-    def _codes(self, tokenizer: Tokenizer, source: Source, split: str, variants: int) -> tuple[Tensor, Tensor | None]:
-        """All of a split's codes (V, N, Q, *grid), computed once and kept beside the run."""
-        path = self.folder / "codes" / f"{split}.safetensors"
-        config = self.recipe.data
+    def _cached(self, tokenizer: Tokenizer, source: Source, split: str, variants: int) -> tuple[Tensor, Tensor | None]:
+        """All of a split's codes or latents (V, N, *shape), computed once and kept beside the run."""
+        config, reads = self.recipe.data, self.recipe.paradigm.reads
+        path = self.folder / reads / f"{split}.safetensors"
         key = f"{tokenizer.sha256}/{source.fingerprint}/{variants}/{config.flip}/{config.shift}"
         if self.ranks.writes and _stored(path, key) is None:
             held = gathered(source, config)
             self._tell_broken(held.broken)
-            _encode_all(tokenizer, held, config, variants, path, key)
+            encode = tokenizer.encode if reads == "codes" else tokenizer.latents
+            _encode_all(encode, held, config, variants, path, key)
         self.ranks.wait()
         stored = _stored(path, key)
         assert stored is not None
@@ -255,13 +262,15 @@ def _signals(held: HeldOut, size: int, ranks: Ranks) -> Iterator[Batch]:
         yield Batch(batch.step, batch.rows, batch.indices, to_signal(batch.x.to(torch.uint8)), batch.labels)
 
 
-def _first(count: int, codes: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _first(count: int, values: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """`count` examples drawn with a fixed seed: a source may be sorted by label."""
-    rows = torch.randperm(len(codes), generator=torch.Generator().manual_seed(0))[:count]
-    return codes[rows], None if labels is None else labels[rows]
+    rows = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))[:count]
+    return values[rows], None if labels is None else labels[rows]
 
 
-def _encode_all(tokenizer: Tokenizer, held: HeldOut, config: DataConfig, variants: int, path: Path, key: str) -> None:
+def _encode_all(
+    encode: Callable[[Tensor], Tensor], held: HeldOut, config: DataConfig, variants: int, path: Path, key: str
+) -> None:
     everything = torch.arange(len(held))
     codings = []
     with ProgressLine("encode", variants * len(held)) as line:
@@ -271,10 +280,11 @@ def _encode_all(tokenizer: Tokenizer, held: HeldOut, config: DataConfig, variant
                 pixels = held.pixels[rows]
                 if variant:  # the first coding is of the pictures as they are
                     pixels = augment(pixels, variant, 0, rows, config.flip, config.shift)
-                parts.append(tokenizer.encode(to_signal(pixels)).to(torch.int32))
+                made = encode(to_signal(pixels))
+                parts.append(made if made.is_floating_point() else made.to(torch.int32))
                 line.update(variant * len(held) + int(rows[-1]) + 1)
             codings.append(torch.cat(parts))
-    tensors = {"codes": torch.stack(codings)}
+    tensors = {"values": torch.stack(codings)}
     if held.labels is not None:
         tensors["labels"] = held.labels
     fresh = path.with_suffix(".new")
@@ -285,12 +295,12 @@ def _encode_all(tokenizer: Tokenizer, held: HeldOut, config: DataConfig, variant
 
 
 def _stored(path: Path, key: str) -> tuple[Tensor, Tensor | None] | None:
-    """The codes and labels kept in a file, or None when there are none or those of something else."""
+    """The codes or latents and the labels kept in a file, or None when there are none or those of something else."""
     try:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("key") != key:
                 return None
-            return file.get_tensor("codes"), file.get_tensor("labels") if "labels" in file.keys() else None  # noqa: SIM118
+            return file.get_tensor("values"), file.get_tensor("labels") if "labels" in file.keys() else None  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
 

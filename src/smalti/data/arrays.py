@@ -34,7 +34,7 @@ def shuffled(
     for step in count(start):
         chosen = indices(length, batch, step, seed)[rows]
         coding = (step * batch + rows) // length % len(values)
-        x = values[coding, chosen].long()
+        x = _wide(values[coding, chosen])
         yield Batch(step, rows, chosen, x, None if labels is None else labels[chosen], seed=seed)
 
 
@@ -44,4 +44,9 @@ def in_order(values: Tensor, labels: Tensor | None, batch: int, rank: int = 0, r
     if len(values) >= ranks:
         mine = mine[rank::ranks]
     for step, chosen in enumerate(mine.split(batch)):
-        yield Batch(step, chosen, chosen, values[chosen].long(), None if labels is None else labels[chosen])
+        yield Batch(step, chosen, chosen, _wide(values[chosen]), None if labels is None else labels[chosen])
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Codes as int64, latents as fp32: they may be kept in fewer bits."""
+    return values.float() if values.is_floating_point() else values.long()

@@ -134,8 +134,8 @@ def evaluate_generator(
 
     Three columns are measured against the same held-out pictures: new samples, other held-out pictures (`real`, what
     a perfect generator would reach), and those pictures through the tokenizer (`reconstructed`, this generator's
-    ceiling). Label accuracy, Fréchet distance, precision, recall, density and coverage are taken in the features of a
-    classifier trained on the real training split; without labels, in averaged pixels.
+    ceiling; a generator of pixels has none). Label accuracy, Fréchet distance, precision, recall, density and coverage
+    are taken in the features of a classifier trained on the real training split; without labels, in averaged pixels.
     """
     test = held_out(config)
     size = min(samples, COMPARED, len(test) // 2)
@@ -154,12 +154,9 @@ def evaluate_generator(
     began = time.perf_counter()
     drawn = generator.sample(size, labels, seed=SEED, options=options)
     seconds = time.perf_counter() - began
-    reconstructed = generator.tokenizer.reconstruct(to_signal(other.pixels))
-    columns = {
-        "samples": to_pixels(drawn),
-        "real": other.pixels,
-        "reconstructed": to_pixels(reconstructed),
-    }
+    columns = {"samples": to_pixels(drawn), "real": other.pixels}
+    if generator.reads != "signals":
+        columns["reconstructed"] = to_pixels(generator.tokenizer.reconstruct(to_signal(other.pixels)))
     features = eye.features(reference.pixels)
     figures: dict[str, Any] = {
         "kind": "generator",
@@ -220,8 +217,13 @@ def copying(samples: Tensor, real: Tensor, train: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def likelihood(generator: Generator, test: HeldOut) -> dict[str, float]:
-    """The paradigm's loss on held-out pictures, given their labels where there are any: nats a code and a picture."""
-    codes = generator.tokenizer.encode(to_signal(test.pixels))
+    """The likelihood of held-out pictures' codes, given their labels where there are any: nats a code and a picture.
+
+    Exact for a next-token model, an upper bound for discrete diffusion; nothing where the paradigm has no codes.
+    """
+    if generator.reads != "codes":
+        return {}
+    codes = generator.inwards(to_signal(test.pixels))
     totals = Totals()
     for batch in in_order(codes, test.labels, 250):
         with autocast(generator.device):

@@ -22,7 +22,8 @@ from smalti.evaluation.reconstruction import ReconstructionMeter
 from smalti.evaluation.report import Report
 from smalti.evaluation.tokenizers import CodeFigures, figures_of
 from smalti.model import Generator, Tokenizer, load
-from smalti.sampling.complete import complete, first_codes
+from smalti.sampling.animate import frames_of
+from smalti.sampling.complete import complete, first_part
 from smalti.training.log import read_metrics, say
 
 # What was logged, group by group: a value belongs to the first group that has one of the words of its name. What no
@@ -46,13 +47,18 @@ def write_report(folder: Path, data: DataConfig, stages: Mapping[str, float], de
         model.recipe.name,
         f"{data.source}: {len(train):,} training pictures of {shape}, judged on {len(test):,} held-out ones",
     )
-    tokenizer = model.tokenizer if isinstance(model, Generator) else model
     some = shuffled(test)
     if isinstance(model, Generator):
         _new_pictures(report, model)
+        _on_the_way(report, model)
         _completions(report, model, some)
+        if hasattr(model.paradigm, "vary"):
+            _variations(report, model, some)
         _neighbours(report, model, train)
-    _tokenizer(report, tokenizer, some)
+    if isinstance(model, Tokenizer):
+        _tokenizer(report, model, some)
+    elif model.reads != "signals":
+        _tokenizer(report, model.tokenizer, some)
     _curves(report, folder, model)
     _stages(report, stages)
     _left_out(report, train)
@@ -71,16 +77,36 @@ def _new_pictures(report: Report, generator: Generator) -> None:
         report.picture(picture_grid(generator.sample(60, seed=0), 12))
 
 
+def _on_the_way(report: Report, generator: Generator, n: int = 6, frames: int = 12) -> None:
+    ids = torch.arange(n) % len(generator.labels) if generator.labels else None
+    way: list[Tensor] = []
+    generator.draw(n, ids, seed=0, trajectory=way)
+    shown = [way[round(i * (len(way) - 1) / (frames - 1))] for i in range(frames)] if len(way) > frames else way
+    report.section("On the way", f"From nothing to the whole in {len(way)} steps; grey is not chosen yet.")
+    pictures = frames_of(generator, shown).transpose(0, 1)
+    report.picture(picture_grid(pictures.flatten(0, 1), len(shown)))
+
+
+def _variations(report: Report, generator: Generator, test: HeldOut) -> None:
+    x, labels = to_signal(test.pixels[:10]), _labels(generator, test, 10)
+    rows = {"held-out": x}
+    for level in (0.25, 0.5, 0.75):
+        rows[f"noised to {level:g}"] = generator.vary(x, level, labels, seed=1)
+    report.section("Variations", "Held-out pictures noised in part, and the noise undone: the more, the freer.")
+    report.picture(picture_rows(rows))
+
+
 def _completions(report: Report, generator: Generator, test: HeldOut) -> None:
     x, labels = to_signal(test.pixels[:10]), _labels(generator, test, 10)
-    spec = generator.tokenizer.network.codes
-    kept = {"first half": 0.5, "first quarter": 0.25, "one code": 1}
-    rows = {"held-out": x, "through codes": generator.tokenizer.reconstruct(x)}
+    kept = {"first half": 0.5, "first quarter": 0.25, "one position": 1}
+    rows = {"held-out": x}
+    if generator.reads != "signals":
+        rows[f"through {generator.reads}"] = generator.tokenizer.reconstruct(x)
     for name, keep in kept.items():
-        rows[name] = complete(generator, x, first_codes(spec, len(x), keep), labels, seed=1)
+        rows[name] = complete(generator, x, first_part(generator.shape, len(x), keep), labels, seed=1)
     report.section(
         "Completions",
-        "Held-out pictures; the generator keeps the first codes in reading order and draws the rest anew.",
+        "Held-out pictures; the generator keeps the first of them in reading order and draws the rest anew.",
     )
     report.picture(picture_rows(rows))
 

@@ -84,13 +84,15 @@ class Autoregressive(CodeModel):
         seed: int = 0,
         options: AutoregressiveOptions | None = None,
         first: int = 0,
+        trajectory: list[Tensor] | None = None,
     ) -> Tensor:
         """Draw codes (n, Q, *grid).
 
         condition: class ids (n,). known: codes (n, Q, *grid) of which those under `mask` (bool, same shape) are kept;
         in reading order they must come first, for a next-token model cannot look ahead. Row i draws its noise from
-        (seed, first + i). Without a condition the class is open and guidance does nothing. Raises UserError on a mask
-        that is no prefix and on class ids that do not exist.
+        (seed, first + i). Without a condition the class is open and guidance does nothing. `trajectory` is given the
+        grid after every code, -1 where none has been chosen yet. Raises UserError on a mask that is no prefix and on
+        class ids that do not exist.
         """
         options = options or self.config.sampling
         guided = options.guidance != 1 and condition is not None and self.classes > 0
@@ -114,6 +116,9 @@ class Autoregressive(CodeModel):
                     logits = guide(with_class, without, options.scale(along))
                 drawn = choose(logits, uniform(seed, step, rows, TOKEN_STREAM).to(device), options)
                 out[:, step] = drawn if known is None else torch.where(step < kept, out[:, step], drawn)
+            if trajectory is not None:
+                chosen = torch.arange(self.codes.length, device=device) <= step
+                trajectory.append(self.grid(torch.where(chosen, out, -1)).cpu())
             x = self.embed(out[:, step : step + 1], step)[:, 0].repeat(1 + guided, 1)
         return self.grid(out)
 

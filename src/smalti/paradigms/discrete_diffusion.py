@@ -71,12 +71,14 @@ class DiscreteDiffusionOptions(ChoiceConfig, GuidanceConfig):
     `order`, of masked codes: by `confidence`, the surest first, with Gumbel noise of scale `order_noise` that fades
     out (MaskGIT); by `halton`, a fixed order that spreads over the grid (Besnier et al. 2025, arXiv 2503.17076); by
     `chance`, the exact reverse of the noising. Other schemes know only the last.
-    The scheme `simple` stops as soon as a step changes nothing; `steps` is then the most it takes.
+    The scheme `simple` stops where `rest` steps on end have changed nothing; `steps` is then the most it takes. The
+    lower the temperature, the sooner it settles, and the less has changed by then.
     """
 
     steps: int = Field(12, ge=1, le=10_000)
     order: Literal["confidence", "halton", "chance"] = "confidence"
     order_noise: float = Field(4.5, ge=0)
+    rest: int = Field(4, ge=1, description="steps without a change after which a grid has settled")
 
 
 class DiscreteDiffusionConfig(Config):
@@ -90,7 +92,7 @@ class DiscreteDiffusionConfig(Config):
     reads: ClassVar[Reads] = "codes"
     scheme: Literal["masked", "uniform", "mask-and-replace", "simple"] = "masked"
     schedule: Literal["linear", "cosine", "arccos"] = "arccos"
-    further: float = Field(0.1, gt=0, le=1)
+    further: float = Field(0.3, gt=0, le=1)
     label_dropout: float = Field(0.1, ge=0, le=1, description="share of examples that train without their class")
     smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread over all codes while training")
     sampling: DiscreteDiffusionOptions = DiscreteDiffusionOptions()
@@ -266,6 +268,8 @@ class DiscreteDiffusion(CodeModel):
         device = self.place.device
         labels = self.labels_of(condition, n, device)
         codes, keep = self.known_sequence(known, mask, n, device)
+        if not n:
+            return self.grid(codes)
         way = _Way(self, options, labels, condition is not None, seed, torch.arange(first, first + n), trajectory)
         start = torch.where(keep, codes, way.nothing(n))
         return self.grid(way.from_here(start, keep))
@@ -326,8 +330,6 @@ class _Way:
 
     def from_here(self, x: Tensor, keep: Tensor, level: float = 1.0) -> Tensor:
         """Codes (n, T) made clean, those under `keep` as they are. `level` is the share that is noised, 1 for all."""
-        if not len(x):
-            return x
         scheme = self.model.scheme
         if scheme.step_back:
             return self._settled(x, keep)
@@ -358,7 +360,7 @@ class _Way:
             found = x.masked_scatter(masked, codes)
             left = SCHEDULES[model.config.schedule](torch.tensor(1 - along, dtype=torch.float64))
             # at least one code a step, and none stays masked at the end
-            count = torch.minimum((to_do * left).floor().long(), (masked.sum(1, keepdim=True) - 1).clamp_min(0))
+            count = torch.minimum((to_do * left + 1e-6).floor().long(), (masked.sum(1, keepdim=True) - 1).clamp_min(0))
             score = self._turn(x, masked, log_p, codes, moment, 1 - along)
             rank = score.masked_fill(~masked, torch.inf).argsort(1).argsort(1)
             x = torch.where(masked & (rank < count), model.mask, found)
@@ -404,17 +406,17 @@ class _Way:
 
     def _settled(self, x: Tensor, keep: Tensor) -> Tensor:
         """All codes drawn anew from what the network makes of them, until a row no longer changes."""
-        known, still = x, torch.zeros(len(x), 1, dtype=torch.bool, device=self.device)
+        known, unchanged = x, torch.zeros(len(x), 1, dtype=torch.int64, device=self.device)
         for step in range(self.options.steps):
             log_p = self._log_p(x, 0.0, step / max(1, self.options.steps - 1))
             chance = self.moment(step).uniform(WHICH, tuple(x.shape[1:]), self.device)
             codes = self._choice(log_p.flatten(0, 1), chance.flatten()).view(x.shape)
             # a row at rest stays: what others still do must not wake it
-            codes = torch.where(keep, known, torch.where(still, x, codes))
-            still = (codes == x).all(1, keepdim=True)
+            codes = torch.where(keep, known, torch.where(unchanged >= self.options.rest, x, codes))
+            unchanged = torch.where((codes == x).all(1, keepdim=True), unchanged + 1, 0)
             x = codes
             self._show(x)
-            if bool(still.all()):
+            if int(unchanged.min()) >= self.options.rest:
                 break
         return x
 

@@ -1,4 +1,4 @@
-"""Completion: keep part of a real signal's codes and draw the rest anew."""
+"""Completion: keep part of a real signal, as the model works on it, and draw the rest anew."""
 
 from __future__ import annotations
 
@@ -9,41 +9,44 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from smalti.config import CodeSpec, Config
+from smalti.config import Config
 from smalti.data.image import read_image
 from smalti.errors import UserError
 from smalti.model import Generator, Labels
 
 
-def first_codes(codes: CodeSpec, n: int, keep: float) -> Tensor:
-    """A mask bool (n, Q, *grid), True on the first `keep` of the positions in reading order.
+def first_part(shape: tuple[int, ...], n: int, keep: float) -> Tensor:
+    """A mask bool (n, *shape), True on the first `keep` of the positions in reading order.
 
-    keep: a share in (0, 1), or a whole number of positions from 1 on. Raises UserError outside.
+    shape: (Q, *grid) of codes, or as a model's `shape` says. keep: a share in (0, 1), or a whole number of positions
+    from 1 on. Raises UserError outside.
     """
-    positions = math.prod(codes.grid)
+    grid = shape[1:]
+    positions = math.prod(grid)
     if not 0 < keep <= positions or (keep > 1 and keep != int(keep)):
         raise UserError(f"--keep {keep:g} is neither a share below 1 nor a number of positions from 1 to {positions}")
     count = round(keep * positions) if keep < 1 else int(keep)
     if not count:
         raise UserError(f"--keep {keep:g} keeps none of the {positions} positions; --keep 1 keeps one")
-    mask = (torch.arange(positions) < count).view(codes.grid)
-    return mask.expand(n, codes.codebooks, *codes.grid)
+    mask = (torch.arange(positions) < count).view(grid)
+    return mask.expand(n, *shape)
 
 
-def mask_from_file(path: str | Path, codes: CodeSpec, shape: tuple[int, ...], n: int) -> Tensor:
-    """A mask bool (n, Q, *grid) from a PNG of the signal's shape: white keeps, black is drawn anew.
+def mask_from_file(path: str | Path, shape: tuple[int, ...], space: tuple[int, ...], n: int) -> Tensor:
+    """A mask bool (n, *shape) from a PNG of the signal's own size `space`: white keeps, black is drawn anew.
 
-    A code is kept where all of its pixels are. Raises UserError on a picture of another size.
+    A position of the grid is kept where all of its pixels are. Raises UserError on a picture of another size, and on
+    one that leaves nothing to draw.
     """
     white = read_image(path, 1) >= 128  # (1, H, W)
-    if tuple(white.shape[1:]) != tuple(shape):
-        found, wanted = ("×".join(map(str, size)) for size in (white.shape[1:], shape))
+    if tuple(white.shape[1:]) != tuple(space):
+        found, wanted = ("×".join(map(str, size)) for size in (white.shape[1:], space))
         raise UserError(f"the mask {path} is {found}, the model's pictures are {wanted}")
-    stride = tuple(side // cells for side, cells in zip(shape, codes.grid, strict=True))
+    stride = tuple(side // cells for side, cells in zip(space, shape[1:], strict=True))
     kept = -F.max_pool2d(-white.float()[None], stride)[0, 0] > 0.5
     if bool(kept.all()):
         raise UserError(f"the mask {path} keeps everything; paint black what is to be drawn anew")
-    return kept.expand(n, codes.codebooks, *codes.grid)
+    return kept.expand(n, *shape)
 
 
 def complete(
@@ -54,6 +57,8 @@ def complete(
     seed: int = 0,
     options: Config | None = None,
 ) -> Tensor:
-    """Completions (B, C, *space) of x (B, C, *space): codes under the mask stay, the others are drawn."""
-    known = generator.tokenizer.encode(x)
-    return generator.sample(len(x), condition, known, mask, seed, options)
+    """Completions (B, C, *space) of x (B, C, *space): what is under the mask stays, the rest is drawn.
+
+    mask: bool (B, *generator.shape).
+    """
+    return generator.sample(len(x), condition, generator.inwards(x), mask, seed, options)
