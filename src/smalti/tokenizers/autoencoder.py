@@ -71,8 +71,7 @@ class Autoencoder(nn.Module):
         self._needs_codes()
         self._check(x)
         z = self.encoder(x)
-        codes = self.bottleneck(to_vectors(z)).codes
-        return codes.movedim(-1, 1).unflatten(2, z.shape[2:])
+        return to_grid(self.bottleneck(to_vectors(z)).codes, z.shape[2:])
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes int64 (B, codebooks, *grid) -> x (B, C, *space) in [-1, 1]. Raises UserError on codes out of range.
@@ -126,6 +125,6 @@ def to_vectors(grid: Tensor) -> Tensor:
 
 
 def to_grid(vectors: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """(B, N, D) -> (B, D, *grid)."""
+    """(B, N, D) -> (B, D, *grid): vectors, or codes."""
     assert vectors.shape[1] == math.prod(grid)
     return vectors.movedim(-1, 1).unflatten(2, tuple(grid))
