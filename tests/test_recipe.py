@@ -156,6 +156,15 @@ VALUES = {
     "a paradigm alone": ({"paradigm.kind": "autoregressive"}, "trains model.kind transformer, not autoencoder"),
     "micro-batches": ({"training.micro_batch": "100"}, r"training\.batch 128 is not a multiple"),
     "steps of no length": ({"model.strides": "[]"}, r"model\.strides"),
+    "a stride of nothing": ({"model.strides": "2,0"}, r"model\.strides.*given 0"),
+    "a level that is none": (
+        {"model.bottleneck.kind": "fsq", "model.bottleneck.levels": "8,0"},
+        r"model\.bottleneck\.levels.*given 0",
+    ),
+    "more codes than can be counted": (
+        {"model.bottleneck.kind": "fsq", "model.bottleneck.levels": "8,8,8,8,8,8,8,8,8"},
+        r"model\.bottleneck: levels make 134,217,728 codes, more than 16,777,216",
+    ),
 }
 
 

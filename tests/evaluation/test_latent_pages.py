@@ -8,7 +8,7 @@ from tests.evaluation import exact
 from tests.evaluation.test_report import Reader
 
 from smalti.evaluation.evaluate import HeldOut
-from smalti.evaluation.latent_pages import between_latents, interpolations, is_plane, plane, plane_latents
+from smalti.evaluation.latent_pages import interpolations, is_plane, plane, plane_latents
 from smalti.evaluation.report import Report
 from smalti.tokenizers.bottlenecks.kl import KLConfig
 
@@ -22,13 +22,6 @@ def test_the_plane_has_equal_shares_of_the_prior() -> None:
     torch.testing.assert_close(shares[..., 0], expected.expand(5, 5))  # to the right
     torch.testing.assert_close(shares[..., 1], expected.flip(0)[:, None].expand(5, 5))  # upwards
     assert z[2, 2].tolist() == pytest.approx([0, 0], abs=1e-6)
-
-
-def test_a_straight_line_between_two_latents() -> None:
-    a, b = torch.zeros(2, 3, 3), torch.ones(2, 3, 3)
-    z = between_latents(a, b, 5)
-    assert z[:, 0, 0, 0].tolist() == [0, 0.25, 0.5, 0.75, 1]
-    assert torch.equal(z[-1], b)
 
 
 @pytest.mark.parametrize(("dim", "strides", "is_one"), [(2, (4, 4), True), (3, (4, 4), False), (2, (4,), False)])

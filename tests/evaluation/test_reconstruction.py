@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smalti.evaluation import reconstruction
 from smalti.evaluation.reconstruction import ReconstructionMeter, psnr, ssim
 
 
@@ -91,6 +92,29 @@ def test_the_split_into_batches_does_not_matter(sizes: list[int], seed: int) -> 
     assert parts.result() == pytest.approx(whole.result(), rel=1e-5)
     assert whole.result()["psnr"] == psnr(whole.result()["mse"])
     assert whole.result()["mse"] == pytest.approx(((x - y) / 2).square().mean().item(), rel=1e-5)
+
+
+def test_of_a_large_batch_a_few_are_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 colour pictures of 256x256 at once would take 24 GB in SSIM."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(11, 3, 12, 12, generator=generator) * 2 - 1 for _ in range(2))
+    whole, parts = ReconstructionMeter(), ReconstructionMeter()
+    whole.update(x, y)
+    seen: list[int] = []
+
+    def watched(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        seen.append(len(a))
+        return ssim(a, b)
+
+    monkeypatch.setattr(reconstruction, "ssim", watched)
+    monkeypatch.setattr(reconstruction, "AT_ONCE", 4 * 3 * 12 * 12 + 1)
+    parts.update(x, y)
+    assert seen == [4, 4, 3]
+    assert parts.result() == pytest.approx(whole.result(), rel=1e-5)
+    assert parts.signals == 11
+    monkeypatch.setattr(reconstruction, "AT_ONCE", 1)  # one is compared, however large
+    parts.update(x[:2], y[:2])
+    assert seen[3:] == [1, 1]
 
 
 def test_unlike_shapes_and_nothing_measured_are_errors() -> None:

@@ -137,6 +137,18 @@ def test_one_set_takes_the_place_of_another(tokenizer, tmp_path):
             assert set(names(tmp_path)) == {place.name, stranger.name, *parts}
 
 
+@pytest.mark.parametrize("name", ["c.safetensors", "c.safetensors.index.json", "c-00001-of-00002.safetensors"])
+def test_what_is_not_codes_is_not_overwritten(name, tokenizer, tmp_path):
+    """Somebody's weights, say, or the picture that was to be encoded."""
+    weights = tmp_path / name
+    save_file({"w": torch.zeros(3)}, weights)
+    before = weights.read_bytes()
+    with pytest.raises(UserError, match=rf"{name} would be overwritten, and it holds no codes"):
+        write(tokenizer, some(20), tmp_path / "c.safetensors", 400)
+    assert names(tmp_path) == [name]
+    assert weights.read_bytes() == before
+
+
 # --- killed ----------------------------------------------------------------------------------------------------------
 
 

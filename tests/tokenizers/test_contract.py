@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -100,11 +100,15 @@ def after_step(bottleneck: Bottleneck, quantized: Quantized) -> None:
         bottleneck.after_step({name: each.value for name, each in quantized.statistics.items()})
 
 
-def train(tokenizer: Autoencoder, x: Tensor, steps: int) -> None:
-    """The shortest training that is one."""
+def train(
+    tokenizer: Autoencoder, x: Tensor, steps: int, part: range | None = None, optimized: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The shortest training that is one, or a part of it; takes and gives back the optimizer's state."""
     optimizer = torch.optim.Adam(tokenizer.parameters(), lr=1e-2)
+    if optimized is not None:
+        optimizer.load_state_dict(optimized)
     tokenizer.train()
-    for step in range(steps):
+    for step in part or range(steps):
         rows = torch.arange(step % 2, len(x), 2)
         reconstruction, quantized = tokenizer(x[rows], moment(step, rows, step / steps))
         loss = (reconstruction - x[rows]).square().mean() + cost(quantized)
@@ -113,6 +117,7 @@ def train(tokenizer: Autoencoder, x: Tensor, steps: int) -> None:
         optimizer.step()
         after_step(tokenizer.bottleneck, quantized)
     tokenizer.eval()
+    return optimizer.state_dict()
 
 
 def train_bottleneck(bottleneck: Bottleneck, steps: range) -> None:
@@ -265,6 +270,22 @@ def test_saved_and_loaded(name, dimensions, waves):
     for one in (tokenizer, other):  # and goes on alike
         train(one, x, 6)
     assert same(state(tokenizer), state(other))
+
+
+@every
+@dimensions
+def test_a_tokenizer_stopped_and_resumed_is_undisturbed(name, dimensions, waves):
+    """12 steps are 7 and, in another that takes over its state and its optimizer's, 5 more: bit for bit."""
+    x = waves(dimensions, 6)
+    whole, cut = (initialised(name, x) for _ in range(2))
+    train(whole, x, 12)
+    optimized = train(cut, x, 12, range(7))
+    torch.manual_seed(1)
+    resumed = made(name, dimensions)
+    resumed.load_state_dict(cut.state_dict())
+    train(resumed, x, 12, range(7, 12), optimized)
+    assert same(state(whole), state(resumed))
+    assert not same(state(whole), state(cut))
 
 
 @every

@@ -137,6 +137,16 @@ def test_every_stage_pulls_the_encoder_to_its_codes(learn, monkeypatch):
     torch.testing.assert_close(torch.autograd.grad(whole.sum / whole.weight, z)[0], together)
 
 
+@pytest.mark.parametrize("learn", ["gradient", "simvq"])
+@pytest.mark.parametrize("dropout", [0.0, 1.0])
+def test_the_commitment_of_a_later_stage_moves_no_codebook(learn, dropout):
+    """What earlier stages took away stands in its residual, and is a constant there."""
+    rvq = made(learn=learn, dropout=dropout)
+    term = next(term for term in rvq(drawn(6, 4, 3).requires_grad_(), moment(6)).terms if term.name == "commitment")
+    found = torch.autograd.grad(term.sum, list(rvq.parameters()), allow_unused=True)
+    assert found == (None,) * len(found)
+
+
 def test_the_codebook_term_moves_each_stage_towards_its_residuals_alone():
     rvq, z = made(learn="gradient"), drawn(2, 4, 3).requires_grad_()
     quantized = rvq(z)

@@ -30,16 +30,20 @@ def seen(vq: VQ, z: Tensor) -> dict[str, Tensor]:
     return {key: each.value for key, each in vq(z).statistics.items()}
 
 
-@given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 6), st.integers(1, 60))
-@settings(max_examples=50)
-def test_nearest_code_is_the_naive_arg_min_in_chunks_of_any_size(n, codes, width, chunk):
+@given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 6), st.integers(1, 60), st.integers(1, 20))
+@settings(max_examples=100)
+def test_nearest_code_is_the_naive_arg_min_in_chunks_and_tiles_of_any_size(n, codes, width, chunk, tile):
     """On whole numbers, which fp32 computes exactly: where many codes are equally near, too."""
     vectors, codebook = drawn(n, width, seed=n).mul(2).round(), drawn(codes, width, seed=codes + 100).mul(2).round()
     distances = torch.cdist(vectors.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    assert torch.equal(nearest_code(vectors, codebook, chunk), distances.argmin(1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vq_module, "TILE", tile)
+        assert torch.equal(nearest_code(vectors, codebook, chunk), distances.argmin(1))
 
 
-def test_of_equally_near_codes_the_first_is_chosen():
+@pytest.mark.parametrize("tile", [1, 2, 3, 512])
+def test_of_equally_near_codes_the_first_is_chosen(tile, monkeypatch):
+    monkeypatch.setattr(vq_module, "TILE", tile)
     codebook = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
     vectors = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0], [-1.0, 0.0], [0.0, 0.0]])
     for chunk in (1, 5, 7, 1000):
@@ -76,7 +80,9 @@ def test_a_step_with_many_codes_stays_small():
     assert 8 << 20 < held.max() < 32 << 20, f"{held.max() / 2**20:.1f} MiB"
 
 
-def test_nearest_code_never_holds_more_than_a_chunk(monkeypatch):
+@pytest.mark.parametrize("tile", [1, 3, 512])
+def test_nearest_code_never_holds_more_than_a_chunk(tile, monkeypatch):
+    monkeypatch.setattr(vq_module, "TILE", tile)
     sizes, product = [], vq_module.full_product
 
     def watched(*args):
@@ -148,6 +154,15 @@ def test_the_start_from_real_latents_holds_when_nothing_moves():
     vq.after_step(seen(vq, z))
     assert (vq.codebook - before).norm(dim=1).max() < 0.05
     assert (vq.codebook.norm(dim=1) > 5).all()
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_a_codebook_as_it_is_built_holds_when_nothing_moves(metric):
+    """Sums and counts start together there too: an empty count, and the first step would throw every code far out."""
+    vq = VQ(VQConfig(codes=6, dim=3, metric=metric, revive_every=0)).train()
+    before = vq.table().clone()
+    vq.after_step(seen(vq, before[None]))
+    torch.testing.assert_close(vq.table(), before)
 
 
 def test_the_running_means_are_those_written_by_hand():

@@ -13,6 +13,7 @@ from smalti.evaluation.plots import picture_grid
 from smalti.evaluation.report import Report
 from smalti.evaluation.tokenizers import LatentFigures
 from smalti.model import Tokenizer
+from smalti.sampling.morph import morph
 
 PLANE = 20  # pictures along each side of a latent plane
 
@@ -51,16 +52,15 @@ def prior(report: Report, tokenizer: Tokenizer) -> None:
 
 def interpolations(report: Report, tokenizer: Tokenizer, test: HeldOut, steps: int = 10, rows: int = 3) -> None:
     """Rows from one held-out picture to another, straight through the latent."""
-    ends = tokenizer.latents(to_signal(test.pixels[: 2 * rows]))
-    ends = ends[: len(ends) // 2 * 2]
-    if not len(ends):
+    x = to_signal(test.pixels[: 2 * rows])
+    ways = [morph(tokenizer, start, end, steps) for start, end in zip(x[::2], x[1::2], strict=False)]
+    if not ways:
         return
     report.section(
         "From one picture to another",
         "Both ends are held-out pictures through the tokenizer; between them the latent moves on a straight line.",
     )
-    between = torch.cat([between_latents(a, b, steps) for a, b in zip(ends[::2], ends[1::2], strict=True)])
-    report.picture(picture_grid(tokenizer.decode_latents(between), steps))
+    report.picture(picture_grid(torch.cat(ways), steps))
 
 
 def plane(report: Report, tokenizer: Tokenizer, test: HeldOut) -> None:
@@ -78,12 +78,6 @@ def plane(report: Report, tokenizer: Tokenizer, test: HeldOut) -> None:
     report.picture(
         scatter(means, test.labels, tokenizer.labels), f"where {len(means):,} held-out pictures lie, by their means"
     )
-
-
-def between_latents(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Two latents (D, *grid) and the straight line between them: (steps, D, *grid)."""
-    along = torch.linspace(0, 1, steps).view(-1, *[1] * start.ndim)
-    return start + along * (end - start)
 
 
 def plane_latents(side: int = PLANE) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WINDOW = 11  # pixels across the Gaussian window of SSIM (sigma 1.5)
+AT_ONCE = 1 << 20  # values compared at once: SSIM takes some 60 times the memory of what it compares
 LEAST_MSE = 1e-10  # an exact copy has 100 dB, a number that JSON can hold, rather than infinitely many
 
 
@@ -29,8 +30,12 @@ class ReconstructionMeter:
             raise ValueError(f"originals are {tuple(x.shape)}, reconstructions {tuple(x_hat.shape)}")
         if not len(x):
             return
-        x, x_hat = _unit_scale(x), _unit_scale(x_hat)
         self.signals += len(x)
+        rows = max(1, AT_ONCE // x[0].numel())
+        for some, some_hat in zip(x.split(rows), x_hat.split(rows), strict=True):
+            self._add(_unit_scale(some), _unit_scale(some_hat))
+
+    def _add(self, x: Tensor, x_hat: Tensor) -> None:
         self._squared += (x - x_hat).double().square().flatten(1).mean(1).sum().item()
         if x.ndim >= 4:
             self._similarity = (self._similarity or 0.0) + ssim(x, x_hat).double().sum().item()

@@ -15,6 +15,7 @@ from smalti.evaluation.codes import CodeMeter, rate, rate_of_original
 from smalti.evaluation.latents import LatentMeter
 from smalti.evaluation.reconstruction import ReconstructionMeter
 from smalti.model import Tokenizer
+from smalti.tokenizers.autoencoder import to_grid
 
 AT_ONCE = 64  # signals through a continuous tokenizer
 TOLD = ("tokens", "used", "usage", "perplexity", "perplexity_share", "entropy")
@@ -84,7 +85,7 @@ class LatentFigures:
         for part in x.split(AT_ONCE):
             with autocast(device):
                 rebuilt, seen = network(part.to(device))
-            means = seen.vectors.movedim(-1, 1).unflatten(2, [side // network.stride for side in x.shape[2:]])
+            means = to_grid(seen.vectors, tuple(side // network.stride for side in x.shape[2:]))
             # one sum of all units' divergences, whatever it is divided by in the loss
             nats = sum(float(term.sum) for term in seen.terms if term.name == "kl")
             self.meter.update(means, nats)

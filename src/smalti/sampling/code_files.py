@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -54,12 +54,13 @@ class CodeWriter:
 
     All of it is written in a hidden folder and put in the place of what was there when the `with` block ends, whole or
     not at all; a kill while it is being put there is made good by whoever reads or writes that name next. `place`,
-    known at the end, is the file or the index.
+    known at the end, is the file or the index. Raises UserError where another file than one of codes is in the way.
     """
 
     def __init__(self, tokenizer: Tokenizer, out: Path, shard_bytes: int = SHARD_BYTES) -> None:
         if out.is_dir():
             raise UserError(f"could not write {out}: a folder is in the way; choose another --out")
+        _spare([out, out.with_name(out.name + INDEX)])  # before the work, not after it
         self.out = self.place = out
         self.model, self.shard_bytes = tokenizer.sha256, shard_bytes
         self.dtype = smallest(tokenizer.network.codes.size)
@@ -109,6 +110,7 @@ class CodeWriter:
             self._write(len(self.shards) + 1 if self.shards else None)
             with saving(self.out):
                 names = self._named()
+                _spare([self.out.with_name(name) for name in names])
                 write_text(self.folder / COMPLETE, json.dumps(names))
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -189,6 +191,13 @@ def _is_codes(path: Path) -> bool:
             return (file.metadata() or {}).get("smalti") == "codes"
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _spare(places: Iterable[Path]) -> None:
+    """Raises UserError where something else than codes would be overwritten."""
+    for place in places:
+        if place.exists() and not _is_codes(place):
+            raise UserError(f"{place} would be overwritten, and it holds no codes; choose another --out")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from smalti.config import CodeSpec, Config, SignalSpec
@@ -20,7 +20,7 @@ class AutoencoderConfig(Config):
 
     kind: Literal["autoencoder"] = "autoencoder"
     width: int = Field(96, ge=1, description="channels at the grid")
-    strides: tuple[int, ...] = Field((4,), min_length=1)
+    strides: tuple[PositiveInt, ...] = Field((4,), min_length=1)
     blocks: int = Field(2, ge=0, description="residual blocks a level")
     bottleneck: AnyBottleneck = VQConfig()
 
@@ -71,8 +71,7 @@ class Autoencoder(nn.Module):
         self._needs_codes()
         self._check(x)
         z = self.encoder(x)
-        codes = self.bottleneck(to_vectors(z)).codes
-        return codes.movedim(-1, 1).unflatten(2, z.shape[2:])
+        return to_grid(self.bottleneck(to_vectors(z)).codes, z.shape[2:])
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes int64 (B, codebooks, *grid) -> x (B, C, *space) in [-1, 1]. Raises UserError on codes out of range.
@@ -126,6 +125,6 @@ def to_vectors(grid: Tensor) -> Tensor:
 
 
 def to_grid(vectors: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """(B, N, D) -> (B, D, *grid)."""
+    """(B, N, D) -> (B, D, *grid): vectors, or codes."""
     assert vectors.shape[1] == math.prod(grid)
     return vectors.movedim(-1, 1).unflatten(2, tuple(grid))
