@@ -333,7 +333,7 @@ def test_the_simple_scheme_stops_where_nothing_changes_and_sooner_when_it_is_col
         assert torch.equal(seen[-4], drawn)
         return len(seen)
 
-    assert 4 <= took(0.0) < took(0.3) < took(0.6) < 300
+    assert 4 <= took(0.0) <= took(0.3) < took(0.6) < 300
 
 
 @every_scheme
