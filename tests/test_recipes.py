@@ -148,3 +148,19 @@ def test_no_folder(tmp_path):
 def test_every_recipe_names_data_that_there_is():
     for entry in listing():
         assert entry.data.split(",")[0] in NAMED_SETS or "folder" in entry.data
+
+
+def test_from_next_token_to_simple_diffusion_is_at_most_three_lines():
+    """What differs between the two recipes, line by line of what somebody would write."""
+    source = inspect.getsource(RECIPES["fashion-simple-diffusion"])
+    assert "return fashion().changed(" in source
+    assert len([line for line in source.splitlines() if line.strip().startswith('"') and '":' in line]) <= 3
+    one, other = recipe("fashion"), recipe("fashion-simple-diffusion")
+    assert (one.data, one.model, one.training, one.tokenizer) == (
+        other.data,
+        other.model,
+        other.training,
+        other.tokenizer,
+    )
+    assert other.paradigm.kind == "discrete-diffusion"
+    assert other.paradigm.scheme == "simple"

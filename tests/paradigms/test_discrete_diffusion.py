@@ -369,6 +369,7 @@ WRONG = {
     "codes out of range": lambda m, x: m.sample(2, None, x + 7, torch.ones_like(x).bool()),
     "an unknown label": lambda m, x: m.sample(2, torch.tensor([0, 3])),
     "more steps than codes": lambda m, x: m.sample(2, options=options(steps=7)),
+    "a level of nothing": lambda m, x: m.vary(x, 0.0),
 }
 
 

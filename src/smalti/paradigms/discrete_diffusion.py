@@ -44,18 +44,21 @@ class Scheme:
 
     `timed`: whether the network is told the time; a mask shows by itself how much is left to do.
     `step_back`: whether the network learns to undo one step, rather than all of them.
+    `steps`, `temperature`: how it is sampled where nothing else is asked for.
     """
 
     masks: float
     timed: bool
+    steps: int
+    temperature: float = 1.0
     step_back: bool = False
 
 
 SCHEMES = {
-    "masked": Scheme(masks=1.0, timed=False),
-    "uniform": Scheme(masks=0.0, timed=True),
-    "mask-and-replace": Scheme(masks=0.9, timed=True),  # the paper's end of the process, section 4
-    "simple": Scheme(masks=0.0, timed=False, step_back=True),
+    "masked": Scheme(masks=1.0, timed=False, steps=12),
+    "uniform": Scheme(masks=0.0, timed=True, steps=50),
+    "mask-and-replace": Scheme(masks=0.9, timed=True, steps=50),  # the paper's end of the process, section 4
+    "simple": Scheme(masks=0.0, timed=False, steps=200, temperature=0.7, step_back=True),
 }
 # r(t): the share that is noised
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -66,7 +69,7 @@ SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class DiscreteDiffusionOptions(ChoiceConfig, GuidanceConfig):
-    """How to sample, in `steps` passes of the network.
+    """How to sample, in `steps` passes of the network. Steps and temperature: None takes what suits the scheme.
 
     `order`, of masked codes: by `confidence`, the surest first, with Gumbel noise of scale `order_noise` that fades
     out (MaskGIT); by `halton`, a fixed order that spreads over the grid (Besnier et al. 2025, arXiv 2503.17076); by
@@ -75,10 +78,21 @@ class DiscreteDiffusionOptions(ChoiceConfig, GuidanceConfig):
     lower the temperature, the sooner it settles, and the less has changed by then.
     """
 
-    steps: int = Field(12, ge=1, le=10_000)
+    steps: int | None = Field(None, ge=1, le=10_000)
+    temperature: float | None = Field(None, ge=0)  # type: ignore[assignment]
     order: Literal["confidence", "halton", "chance"] = "confidence"
     order_noise: float = Field(4.5, ge=0)
     rest: int = Field(4, ge=1, description="steps without a change after which a grid has settled")
+
+    def for_codes(self, scheme: Scheme, codes: int) -> DiscreteDiffusionOptions:
+        """These options with nothing left open, for a grid of so many codes. Raises UserError on too many steps."""
+        temperature = scheme.temperature if self.temperature is None else self.temperature
+        if scheme.masks < 1 or self.order == "chance":
+            return self.model_copy(update={"steps": self.steps or scheme.steps, "temperature": temperature})
+        if self.steps is not None and self.steps > codes:
+            raise UserError(f"{self.steps} steps are more than the {codes} codes there are to unmask")
+        steps = self.steps or min(scheme.steps, codes)
+        return self.model_copy(update={"steps": steps, "temperature": temperature})
 
 
 class DiscreteDiffusionConfig(Config):
@@ -312,12 +326,12 @@ class _Way:
         rows: Tensor,
         trajectory: list[Tensor] | None,
     ) -> None:
-        self.model, self.options, self.seed, self.rows, self.trajectory = model, options, seed, rows, trajectory
+        self.model, self.seed, self.rows, self.trajectory = model, seed, rows, trajectory
+        self.options = options.for_codes(model.scheme, model.codes.length)
+        self.steps = self.options.steps or 1
         self.guided = options.guidance != 1 and labelled and model.classes > 0
         self.labels = torch.cat([labels, torch.full_like(labels, model.classes)]) if self.guided else labels
         self.device = labels.device
-        if model.scheme.masks == 1 and options.order != "chance" and options.steps > model.codes.length:
-            raise UserError(f"{options.steps} steps are more than the {model.codes.length} codes there are to unmask")
 
     def moment(self, step: int) -> Moment:
         return Moment(self.seed, step, self.rows, 0.0)
@@ -349,13 +363,13 @@ class _Way:
 
     def _unmasked(self, x: Tensor, keep: Tensor) -> Tensor:
         """Masks give way to codes, the ones that come first in the order at every step (MaskGIT, section 3.2)."""
-        model, options = self.model, self.options
+        model = self.model
         to_do = (~keep).sum(1, keepdim=True)  # every row its own
-        for step in range(options.steps):
-            along = (step + 1) / options.steps
+        for step in range(self.steps):
+            along = (step + 1) / self.steps
             masked = x == model.mask
             moment = self.moment(step)
-            log_p = self._log_p(x, 1 - step / options.steps, step / max(1, options.steps - 1))[masked]
+            log_p = self._log_p(x, 1 - step / self.steps, step / max(1, self.steps - 1))[masked]
             codes = self._choice(log_p, moment.uniform(WHICH, tuple(x.shape[1:]), self.device)[masked])
             found = x.masked_scatter(masked, codes)
             left = SCHEDULES[model.config.schedule](torch.tensor(1 - along, dtype=torch.float64))
@@ -384,9 +398,9 @@ class _Way:
         """The noising undone step by step, each drawn from its posterior."""
         model, known = self.model, x
         begin = self._time_of(level)
-        for step in range(self.options.steps):
-            t, s = (begin * (1 - (step + i) / self.options.steps) for i in range(2))
-            log_p = self._log_p(x, t, step / max(1, self.options.steps - 1))
+        for step in range(self.steps):
+            t, s = (begin * (1 - (step + i) / self.steps) for i in range(2))
+            log_p = self._log_p(x, t, step / max(1, self.steps - 1))
             clean = self._limited(log_p.flatten(0, 1)).view(log_p.shape)
             now, then = (model.noise(torch.full((len(x),), each, device=self.device)) for each in (t, s))
             probability = posterior(clean, x, now, then).flatten(0, 1)
@@ -407,8 +421,8 @@ class _Way:
     def _settled(self, x: Tensor, keep: Tensor) -> Tensor:
         """All codes drawn anew from what the network makes of them, until a row no longer changes."""
         known, unchanged = x, torch.zeros(len(x), 1, dtype=torch.int64, device=self.device)
-        for step in range(self.options.steps):
-            log_p = self._log_p(x, 0.0, step / max(1, self.options.steps - 1))
+        for step in range(self.steps):
+            log_p = self._log_p(x, 0.0, step / max(1, self.steps - 1))
             chance = self.moment(step).uniform(WHICH, tuple(x.shape[1:]), self.device)
             codes = self._choice(log_p.flatten(0, 1), chance.flatten()).view(x.shape)
             # a row at rest stays: what others still do must not wake it

@@ -10,7 +10,17 @@ from smalti.errors import UserError, nearest
 from smalti.recipe import Recipe
 from smalti.recipes.cifar import cifar_tokenizer
 from smalti.recipes.emoji import emoji_dvae, emoji_tokenizer, emoji_tokenizer_16, emoji_vae, emoji_vqgan
-from smalti.recipes.fashion import fashion, fashion_tokenizer, fashion_tokenizer_512, fashion_vae, quickstart
+from smalti.recipes.fashion import (
+    fashion,
+    fashion_masked,
+    fashion_simple_diffusion,
+    fashion_tokenizer,
+    fashion_tokenizer_512,
+    fashion_uniform,
+    fashion_vae,
+    fashion_vq_diffusion,
+    quickstart,
+)
 from smalti.recipes.folder import folder, folder_tokenizer, photo_tokenizer
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
@@ -19,6 +29,10 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "fashion-tokenizer-512": fashion_tokenizer_512,
     "fashion-vae": fashion_vae,
     "fashion": fashion,
+    "fashion-masked": fashion_masked,
+    "fashion-uniform": fashion_uniform,
+    "fashion-vq-diffusion": fashion_vq_diffusion,
+    "fashion-simple-diffusion": fashion_simple_diffusion,
     "cifar-tokenizer": cifar_tokenizer,
     "emoji-tokenizer": emoji_tokenizer,
     "emoji-tokenizer-16": emoji_tokenizer_16,
