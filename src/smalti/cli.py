@@ -358,7 +358,7 @@ def complete(
     x = torch.stack(list(whole.values()))
     done = finish(generator, x, kept.expand(len(x), *kept.shape[1:]), label, seed, options)
     for path, picture in zip(whole, done, strict=True):
-        write_picture(places[path], picture)
+        write_picture(places[path], picture, {"smalti:model": generator.sha256})
         print(places[path])
 
 

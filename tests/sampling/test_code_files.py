@@ -137,6 +137,15 @@ def test_one_set_takes_the_place_of_another(tokenizer, tmp_path):
             assert set(names(tmp_path)) == {place.name, stranger.name, *parts}
 
 
+@pytest.mark.parametrize("name", ["codes.safetensors", "codes.safetensors.index.json"])
+def test_what_is_no_file_of_codes_is_not_replaced(name, tokenizer, tmp_path):
+    save_file({"w": torch.zeros(3)}, tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(UserError, match="would be overwritten"):
+        write(tokenizer, some(3), tmp_path / "codes.safetensors")
+    assert (tmp_path / name).read_bytes() == before
+
+
 # --- killed ----------------------------------------------------------------------------------------------------------
 
 

@@ -60,6 +60,9 @@ class CodeWriter:
     def __init__(self, tokenizer: Tokenizer, out: Path, shard_bytes: int = SHARD_BYTES) -> None:
         if out.is_dir():
             raise UserError(f"could not write {out}: a folder is in the way; choose another --out")
+        for there in (out, out.with_name(out.name + INDEX)):
+            if there.exists() and not _is_codes(there):  # a picture, or somebody's weights
+                raise UserError(f"{there} would be overwritten, and it is no file of codes; choose another --out")
         self.out = self.place = out
         self.model, self.shard_bytes = tokenizer.sha256, shard_bytes
         self.dtype = smallest(tokenizer.network.codes.size)
