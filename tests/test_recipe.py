@@ -143,6 +143,7 @@ def test_an_unknown_field_lists_the_nearest(name):
         override(TOKENIZER, {name: "1"})
 
 
+FSQ = {"model.bottleneck.kind": "fsq"}
 VALUES = {
     "out of range": ({"training.steps": "0"}, r": training\.steps: .*greater than or equal to 1.*given 0"),
     "not a number": ({"training.steps": "many"}, r"training\.steps: .*given 'many'"),
@@ -156,6 +157,12 @@ VALUES = {
     "a paradigm alone": ({"paradigm.kind": "autoregressive"}, "trains model.kind transformer, not autoencoder"),
     "micro-batches": ({"training.micro_batch": "100"}, r"training\.batch 128 is not a multiple"),
     "steps of no length": ({"model.strides": "[]"}, r"model\.strides"),
+    "steps that stand still": ({"model.strides": "4,0"}, r"model\.strides\.1: .*given 0"),
+    "levels below one": ({**FSQ, "model.bottleneck.levels": "-3,5"}, r"model\.bottleneck\.levels\.0: "),
+    "levels without number": ({**FSQ, "model.bottleneck.levels": "5000,5000"}, r"levels: more than 16,777,216 codes"),
+    "means that keep all": ({"training.betas": "0.9,1"}, r"training\.betas\.1: .*given 1"),
+    "a seed too large": ({"training.seed": str(1 << 32)}, r"training\.seed: "),
+    "a start before the first step": ({"paradigm.kind": "adversarial", "paradigm.start": "-5"}, r"paradigm\.start"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from smalti.config import CodeSpec, Config, SignalSpec
@@ -20,7 +20,7 @@ class AutoencoderConfig(Config):
 
     kind: Literal["autoencoder"] = "autoencoder"
     width: int = Field(96, ge=1, description="channels at the grid")
-    strides: tuple[int, ...] = Field((4,), min_length=1)
+    strides: tuple[PositiveInt, ...] = Field((4,), min_length=1)
     blocks: int = Field(2, ge=0, description="residual blocks a level")
     bottleneck: AnyBottleneck = VQConfig()
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor
 
 from smalti.config import Config
@@ -20,6 +20,7 @@ from smalti.tokenizers.bottlenecks.base import Bottleneck, Moment, Quantized
 from smalti.tokenizers.bottlenecks.spread import Spread
 
 SLOPE = 0.8  # of the bound at 0
+MOST = 1 << 24  # codes that are told apart
 
 
 class FSQConfig(Config):
@@ -29,8 +30,15 @@ class FSQConfig(Config):
     64,000 (the paper's table 1)."""
 
     kind: Literal["fsq"] = "fsq"
-    levels: tuple[int, ...] = Field((8, 5, 5, 5), min_length=1, max_length=16)
+    levels: tuple[PositiveInt, ...] = Field((8, 5, 5, 5), min_length=1, max_length=16)
     spread: float = Field(0.001, ge=0, description="weight of the codes' pull towards equal use, nats")
+
+    @field_validator("levels")
+    @classmethod
+    def _countable(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
+        if math.prod(levels) > MOST:  # the codes are numbered in fp32
+            raise ValueError(f"more than {MOST:,} codes in all; take fewer levels")
+        return levels
 
     def build(self) -> FSQ:
         return FSQ(self)
@@ -105,7 +113,7 @@ class _Round(torch.autograd.Function):
         ctx.save_for_backward(share)
         # L levels are L equal cells of (-1, 1), whether L is odd or even
         level = torch.mul(share, levels).floor_()
-        codes = (level @ strides).long().unsqueeze(-1)  # exact below 2^24
+        codes = (level @ strides).long().unsqueeze(-1)  # exact below MOST
         ctx.mark_non_differentiable(codes)
         return torch.addcmul(lowest, level, gaps), codes
 
