@@ -17,6 +17,7 @@ from smalti.checkpoint import (
     read_weights,
     saving,
     settled,
+    sha256,
     write_model,
     write_text,
 )
@@ -244,6 +245,12 @@ def test_weights_cut_short(model):
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(UserError, match="damaged"):
         read_weights(model, read_config(model))
+
+
+def test_weights_that_are_none_though_their_checksum_is_right(model):
+    (model / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match="damaged"):
+        read_weights(model, {"weights_sha256": sha256(model / "model.safetensors")})
 
 
 def test_weights_that_are_missing(model):

@@ -469,6 +469,9 @@ def test_arguments_that_do_not_belong(smalti, tiny):
     wrong(smalti("train", "folder", "extra"), "extra")
     wrong(smalti("encode", tiny.run, tiny.picture), "--out")
     wrong(smalti("encode", tiny.run), "FILE")
+    for size in ("nan", "inf"):
+        wrong(smalti("encode", tiny.run, tiny.picture, "--out", "c.safetensors", "--shard-size", size), "--shard-size")
+    wrong(smalti("morph", tiny.run, tiny.picture, tiny.picture, "--seed", 1 << 64), "--seed")
     wrong(smalti("recipes", "--jason"), "--jason")
 
 
@@ -484,6 +487,21 @@ def test_outputs_that_cannot_be(smalti, tiny):
     shutil.copy(tiny.picture, "mine.png")
     wrong(smalti("reconstruct", tiny.run, "mine.png", "--out", ".", *on), "would be overwritten")
     wrong(smalti("encode", tiny.run, tiny.picture, "--out", "file/c.safetensors", *on), "file")
+
+
+def test_a_name_that_is_no_text(tiny, tmp_path):
+    try:
+        picture = Path(shutil.copy(tiny.picture, tmp_path / os.fsdecode(b"a\xff.png")))
+    except OSError:
+        pytest.skip("this disk takes names of letters only")
+    call = ("reconstruct", tiny.run, picture, "--out", tmp_path / "out", "--device", "cpu")
+    told = subprocess.run(
+        [sys.executable, "-c", "from smalti.cli import main; main()", *call],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert told.returncode == 0, told.stderr
+    assert b"a\\udcff.png" in told.stdout
 
 
 def test_a_listener_who_leaves():

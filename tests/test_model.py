@@ -249,6 +249,10 @@ def test_shapes_that_do_not_fit(side, tokenizer):
         tokenizer.decode(torch.zeros(1, 2, side, side, dtype=torch.int64))
 
 
+def test_numbers_of_double_precision(tokenizer, pictures):
+    assert torch.equal(tokenizer.encode(pictures.double()), tokenizer.encode(pictures))
+
+
 def test_codes_mean_nothing_in_part_unless_residual(tokenizer, pictures):
     for codebooks in (1, 2):
         with pytest.raises(UserError, match="not residual"):

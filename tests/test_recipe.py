@@ -143,6 +143,7 @@ def test_an_unknown_field_lists_the_nearest(name):
         override(TOKENIZER, {name: "1"})
 
 
+FSQ = {"model.bottleneck.kind": "fsq"}
 VALUES = {
     "out of range": ({"training.steps": "0"}, r": training\.steps: .*greater than or equal to 1.*given 0"),
     "not a number": ({"training.steps": "many"}, r"training\.steps: .*given 'many'"),
@@ -165,6 +166,10 @@ VALUES = {
         {"model.bottleneck.kind": "fsq", "model.bottleneck.levels": "8,8,8,8,8,8,8,8,8"},
         r"model\.bottleneck: levels make 134,217,728 codes, more than 16,777,216",
     ),
+    "levels below one": ({**FSQ, "model.bottleneck.levels": "-3,5"}, r"model\.bottleneck\.levels\.0: "),
+    "means that keep all": ({"training.betas": "0.9,1"}, r"training\.betas\.1: .*given 1"),
+    "a seed too large": ({"training.seed": str(1 << 32)}, r"training\.seed: "),
+    "a start before the first step": ({"paradigm.kind": "adversarial", "paradigm.start": "-5"}, r"paradigm\.start"),
 }
 
 

@@ -159,4 +159,7 @@ def read_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
         raise UserError(f"{path} is missing: the model folder is not whole")
     if sha256(path) != config.get("weights_sha256"):
         raise UserError(f"{path} is damaged: its checksum is not the one in config.json; copy the folder again")
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged: {error}; copy the folder again") from error

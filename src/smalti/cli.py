@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -50,7 +51,7 @@ class WithFields(TyperCommand):
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
-Seed = Annotated[int, typer.Option(min=0, help="sample i draws its noise from (seed, i)")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="sample i draws its noise from (seed, i)")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on the output stream, and nothing else there")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run, or a model folder")]
 Files = Annotated[list[Path], typer.Argument(metavar="FILE…", help="pictures, or folders of pictures")]
@@ -222,13 +223,16 @@ def encode(
     out: Annotated[Path, typer.Option(metavar="CODES.safetensors", help="the file of codes to write")],
     codebooks: Codebooks = None,
     shard_size: Annotated[
-        float, typer.Option(metavar="MIB", min=1e-6, help="more codes than this go to several files and an index")
+        float,
+        typer.Option(metavar="MIB", min=1e-6, max=2**20, help="more codes than this go to several files and an index"),
     ] = 256,
     device: Device = "auto",
 ) -> None:
     """Cut pictures of any size into codes."""
     from smalti.sampling.codes import encode_files
 
+    if shard_size != shard_size:  # no number is below it nor above it
+        raise UserError("--shard-size nan is no number of MiB")
     done = encode_files(_tokenizer(run, device), files, out, codebooks, int(shard_size * 2**20))
     print(
         f"{done.place}: {done.pictures:,} pictures, {done.code_bits:,.0f} bits of codes"
@@ -357,7 +361,7 @@ def complete(
     x = torch.stack(list(whole.values()))
     done = finish(generator, x, kept.expand(len(x), *kept.shape[1:]), label, seed, options)
     for path, picture in zip(whole, done, strict=True):
-        write_picture(places[path], picture)
+        write_picture(places[path], picture, {"smalti:model": generator.sha256})
         print(places[path])
 
 
@@ -395,7 +399,7 @@ def morph(
     second: Annotated[Path, typer.Argument(metavar="FILE", help="the picture it ends at, of the same size")],
     steps: Annotated[int, typer.Option(min=2, help="pictures in the strip, both ends included")] = 8,
     out: Annotated[Path, typer.Option(metavar="STRIP.png", help="the strip to write")] = Path("morph.png"),
-    seed: Annotated[int, typer.Option(min=0, help="which positions change over first")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="which positions change over first")] = 0,
     device: Device = "auto",
 ) -> None:
     """Cross-fade two pictures' codes position by position; every blend decoded, as a strip."""
@@ -416,6 +420,8 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Run the command line. A user's mistake is one line and status 2; a bug keeps its traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may be no text
     try:
         status = app(None if sys.argv[1:] else ["--help"], prog_name="smalti", standalone_mode=False)
     except UserError as error:

@@ -137,8 +137,12 @@ class Tokenizer(Model):
         """On the device and back, in batches and tiles."""
 
         def there_and_back(part: Tensor) -> Tensor:
-            if part.is_floating_point() and not bool(part.isfinite().all()):
-                raise UserError("some of the values given are not finite (NaN or infinite); a signal lies in [-1, 1]")
+            if part.is_floating_point():
+                if not bool(part.isfinite().all()):
+                    raise UserError(
+                        "some of the values given are not finite (NaN or infinite); a signal lies in [-1, 1]"
+                    )
+                part = part.float()  # also numpy's float64, which networks do not take
             return function(part.to(self.device)).to(values.device)
 
         with autocast(self.device):

@@ -19,6 +19,7 @@ from smalti.tokenizers.autoencoder import AutoencoderConfig
 from smalti.tokenizers.bottlenecks import BOTTLENECKS
 
 MODELS: dict[str, type[Config]] = {"autoencoder": AutoencoderConfig, "transformer": TransformerConfig}
+Share = Annotated[float, Field(ge=0, lt=1)]
 KINDS = {**MODELS, **PARADIGMS, **BOTTLENECKS}
 
 
@@ -33,10 +34,10 @@ class TrainingConfig(Config):
     lr_end: float = Field(0.01, ge=0, le=1, description="share of the learning rate left at the end of its cosine")
     warmup: int = Field(100, ge=0, description="steps to the full learning rate")
     weight_decay: float = Field(0.05, ge=0, description="on matrices and kernels only")
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Share, Share] = (0.9, 0.95)
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema: float = Field(0.999, ge=0, lt=1, description="most that the running average of the weights keeps a step")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 32)
     precision: Precision = "auto"
     validate_every: int = Field(250, ge=1)
     validate_on: int = Field(2000, ge=1, description="held-out examples looked at each time")

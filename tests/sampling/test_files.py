@@ -92,6 +92,14 @@ def test_an_output_never_replaces_its_picture(tmp_path):
         files.outputs({tmp_path / "a" / "x.png": "a/x.png"}, tmp_path)
 
 
+def test_an_output_never_replaces_somebody_elses_picture(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "x.png")
+    with pytest.raises(UserError, match=r"x\.png would be overwritten, and smalti did not write it"):
+        files.outputs([tmp_path / "elsewhere" / "x.jpg"], tmp_path)
+    files.write_picture(tmp_path / "x.png", torch.zeros(1, 4, 4), {"smalti:model": "0"})
+    assert files.outputs([tmp_path / "elsewhere" / "x.jpg"], tmp_path)
+
+
 def test_names_inside_a_folder(tmp_path):
     for name in ("b/x.png", "b/c/x.png", "a.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

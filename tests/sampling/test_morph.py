@@ -54,6 +54,20 @@ def test_the_strip(tiny, tmp_path):
     assert strip.shape == (1, 14, 4 * 18)
 
 
+def test_the_strip_never_replaces_a_picture(tiny, tmp_path):
+    tokenizer = load_tokenizer(tiny.tokenizer, "cpu")
+    pair = tmp_path / "a.png", tmp_path / "b.png"
+    for path in pair:
+        Image.fromarray(stripes(5, True, (16, 16))).save(path)
+    before = pair[0].read_bytes()
+    for ends in (pair, (tiny.picture, tiny.picture)):
+        with pytest.raises(UserError, match=r"a\.png would be overwritten"):
+            morph_files(tokenizer, *ends, 4, 0, pair[0])
+    assert pair[0].read_bytes() == before
+    for _ in range(2):  # its own strip it does
+        morph_files(tokenizer, *pair, 4, 0, tmp_path / "strip.png")
+
+
 def test_the_ends_are_the_reconstructions(tiny):
     tokenizer = load_tokenizer(tiny.tokenizer, "cpu")
     pair = [tiny.data / "Standing" / "001.png", tiny.data / "Lying flat" / "001.png"]

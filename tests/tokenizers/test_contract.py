@@ -466,12 +466,15 @@ WRONG_SIGNALS = {
     "axes": (torch.zeros(1, 2, 8), "does not fit"),
     "stride": (torch.zeros(1, 2, 8, 10), "stride 4"),
     "nothing": (torch.zeros(1, 2, 0, 8), "stride 4"),
+    "pixels": (torch.zeros(1, 2, 8, 8, dtype=torch.uint8), "float.*got torch.uint8"),
 }
 WRONG_CODES: dict[str, tuple[Callable[[Autoencoder], Tensor], str]] = {
     "too large a code": (lambda tokenizer: codes_of(tokenizer, tokenizer.codes.size), r"lie in \[0, \d+\)"),
     "a negative code": (lambda tokenizer: codes_of(tokenizer, -1), r"lie in \[0, \d+\)"),
     "no codebook axis": (lambda tokenizer: codes_of(tokenizer, 0)[:, 0], "do not fit"),
     "no codebook": (lambda tokenizer: codes_of(tokenizer, 0)[:, :0], "do not fit"),
+    "no grid": (lambda tokenizer: codes_of(tokenizer, 0)[..., :0], "do not fit"),
+    "fractions": (lambda tokenizer: codes_of(tokenizer, 0).float(), "whole numbers.*got torch.float32"),
     "too many codebooks": (lambda tokenizer: codes_of(tokenizer, 0).repeat(1, 2, 1, 1), "do not fit"),
 }
 
@@ -498,6 +501,22 @@ def test_codes_that_do_not_fit_are_refused_in_words(name, wrong):
     tokenizer = made(name, 2)
     with pytest.raises(UserError, match=words):
         tokenizer.decode(codes(tokenizer))
+
+
+@with_codes
+def test_codes_of_the_type_that_files_hold(name):
+    tokenizer = made(name, 2)
+    codes = codes_of(tokenizer, 1)
+    assert torch.equal(tokenizer.decode(codes.to(torch.uint8)), tokenizer.decode(codes))
+
+
+@every
+def test_latents_that_do_not_fit_are_refused_in_words(name):
+    tokenizer = made(name, 2)
+    width = tokenizer.bottleneck.out_width
+    for shape in [(1, width + 1, 2, 2), (1, width, 2), (1, width, 0, 2)]:
+        with pytest.raises(UserError, match="do not fit"):
+            tokenizer.decode_latents(torch.zeros(shape))
 
 
 def test_a_shape_the_stride_does_not_divide_is_refused():

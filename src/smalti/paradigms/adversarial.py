@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -58,7 +58,7 @@ class AdversarialConfig(Config):
     loss: Literal["hinge", "non-saturating"] = "hinge"
     weight: float = Field(0.5, ge=0, description="of what the tokenizer hears from the critic")
     adaptive: bool = True
-    start: int | Literal["flat"] = "flat"
+    start: NonNegativeInt | Literal["flat"] = "flat"
     flat_over: int = Field(100, ge=1, description="steps")
     flat_below: float = Field(0.05, ge=0, lt=1, description="improvement that counts as none, as a share")
     latest: float = Field(0.5, ge=0, le=1, description="share of the training after which flat or not does not matter")

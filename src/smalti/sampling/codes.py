@@ -20,9 +20,9 @@ from smalti.sampling.files import (
     padded,
     read_signal,
     readable,
+    spare,
     unique_names,
     write_picture,
-    written_here,
 )
 from smalti.tokenizers import tiling
 from smalti.training.log import ProgressLine
@@ -121,8 +121,7 @@ def _places(reader: CodeReader, out: Path) -> list[Path]:
     for place in places:
         if not place.resolve().is_relative_to(inside):  # through a link, say
             raise UserError(f"{place} leads out of {out}; choose another --out")
-        if place.exists() and not written_here(place):
-            raise UserError(f"{place} would be overwritten, and smalti did not write it; choose another --out")
+    spare(places)
     return places
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -145,15 +145,22 @@ def unique_names(names: Sequence[str], suffix: str = ".png") -> list[str]:
 def outputs(files: Sequence[Path] | Mapping[Path, str], folder: Path) -> dict[Path, Path]:
     """Where in `folder` what comes of each file goes, as `named` names it or by its bare name.
 
-    Raises UserError where a file would itself be overwritten.
+    Raises UserError as `spare` does.
     """
     names = list(files.values()) if isinstance(files, Mapping) else [file.name for file in files]
     places = dict(zip(files, (folder / name for name in unique_names(names)), strict=True))
+    spare(places.values(), files)
+    return places
+
+
+def spare(places: Iterable[Path], files: Iterable[Path] = ()) -> None:
+    """Raises UserError where writing would replace one of the `files`, or a picture that smalti did not write."""
     own = {file.resolve() for file in files}
-    for place in places.values():
+    for place in places:
         if place.resolve() in own:
             raise UserError(f"{place} would be overwritten; choose another --out than the pictures' own folder")
-    return places
+        if place.is_file() and not written_here(place):
+            raise UserError(f"{place} would be overwritten, and smalti did not write it; choose another --out")
 
 
 def same_shape(first: Tensor, second: Tensor, names: tuple[str, str]) -> None:

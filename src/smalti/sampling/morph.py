@@ -9,7 +9,7 @@ from torch import Tensor
 
 from smalti.errors import UserError
 from smalti.model import Tokenizer
-from smalti.sampling.files import padded, read_signal, same_shape, write_picture
+from smalti.sampling.files import padded, read_signal, same_shape, spare, write_picture
 
 
 def morph_codes(first: Tensor, second: Tensor, steps: int, seed: int = 0) -> Tensor:
@@ -53,10 +53,15 @@ def _check_steps(steps: int) -> None:
 
 
 def morph_files(tokenizer: Tokenizer, first: Path, second: Path, steps: int, seed: int, out: Path) -> None:
-    """Write a morph between two pictures of one size as one strip. Raises UserError when the sizes differ."""
+    """Write a morph between two pictures of one size as one strip.
+
+    Raises UserError when the sizes differ, and as `spare` does.
+    """
+    spare([out], [first, second])
     a, b = read_signal(first, tokenizer.signal), read_signal(second, tokenizer.signal)
     same_shape(a, b, (str(first), str(second)))
     height, width = a.shape[1:]
     stride = tokenizer.network.stride
     blends = morph(tokenizer, padded(a, stride), padded(b, stride), steps, seed)
-    write_picture(out, torch.cat(list(blends[:, :, :height, :width]), -1), {"smalti:seed": str(seed)})
+    text = {"smalti:model": tokenizer.sha256, "smalti:seed": str(seed)}
+    write_picture(out, torch.cat(list(blends[:, :, :height, :width]), -1), text)

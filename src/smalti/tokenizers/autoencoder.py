@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
@@ -81,14 +82,16 @@ class Autoencoder(nn.Module):
         self._needs_codes()
         expected, size, books = len(self.signal.shape) + 2, self.bottleneck.size, self.bottleneck.codebooks
         least = 1 if self.bottleneck.fewer else books
-        if codes.ndim != expected or not least <= codes.shape[1] <= books:
+        if codes.is_floating_point() or codes.dtype == torch.bool:
+            raise UserError(f"codes are whole numbers, int64; got {codes.dtype}")
+        if codes.ndim != expected or not least <= codes.shape[1] <= books or 0 in codes.shape[2:]:
             raise UserError(
                 f"codes of shape {tuple(codes.shape)} do not fit: expected (B, {books}, *grid) with {expected - 2}"
                 " grid axes" + (f", or the first of the {books}" if least < books else "")
             )
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
             raise UserError(f"codes must lie in [0, {size}); got [{int(codes.min())}, {int(codes.max())}]")
-        vectors = self.bottleneck.lookup(codes.flatten(2).movedim(1, -1))
+        vectors = self.bottleneck.lookup(codes.long().flatten(2).movedim(1, -1))
         return self.decode_latents(to_grid(vectors, codes.shape[2:]))
 
     def latents(self, x: Tensor) -> Tensor:
@@ -101,11 +104,21 @@ class Autoencoder(nn.Module):
         return to_grid(self.bottleneck.latent(to_vectors(z)), z.shape[2:])
 
     def decode_latents(self, z: Tensor) -> Tensor:
-        """(B, out_width, *grid) -> x (B, C, *space), clamped to [-1, 1]."""
+        """(B, out_width, *grid) -> x (B, C, *space), clamped to [-1, 1]. Raises UserError on a wrong shape."""
+        expected, width = len(self.signal.shape) + 2, self.bottleneck.out_width
+        if z.ndim != expected or z.shape[1] != width or 0 in z.shape[2:]:
+            raise UserError(
+                f"latents of shape {tuple(z.shape)} do not fit: expected (B, {width}, *grid) with {expected - 2}"
+                " grid axes"
+            )
         return self.decoder(z).float().clamp(-1, 1)
 
     def _check(self, x: Tensor) -> None:
         space, channels = x.shape[2:], self.signal.channels
+        if not x.is_floating_point():
+            raise UserError(
+                f"a signal is float in [-1, 1]; got {x.dtype} (smalti.data.image.to_signal converts pixels)"
+            )
         if x.ndim != len(self.signal.shape) + 2 or x.shape[1] != channels:
             raise UserError(
                 f"a signal of shape {tuple(x.shape)} does not fit: expected (B, {channels}, *space) with"
