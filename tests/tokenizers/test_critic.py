@@ -111,3 +111,19 @@ def test_its_slope_can_be_differentiated():
         return torch.autograd.grad(judged.sum(), x, create_graph=True)[0].square().sum()
 
     assert torch.autograd.gradcheck(squared_slope, critic.layers[1].weight.detach().requires_grad_())
+
+
+def test_gradients_in_half_precision_are_those_of_full_precision_down_to_a_grid_of_one():
+    """torch's bf16 gradients of a kernel far larger than its input came from memory that nobody had set."""
+    critic, x = critic_of(2, channels=3, width=16, layers=8), drawn(4, 3, 16, 16)
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for _ in range(8):
+            junk = [torch.full((1 << 14,), torch.nan) for _ in range(8)]
+            del junk
+            with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+                critic(x)[0].float().mean().backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in critic.parameters()]))
+            critic.zero_grad()
+    assert all(bool(each.isfinite().all()) for each in gradients)
+    torch.testing.assert_close(gradients[-1], gradients[0], atol=0.05 * float(gradients[0].abs().max()), rtol=0.1)

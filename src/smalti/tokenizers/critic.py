@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smalti.config import Config
+from smalti.device import full_precision
 from smalti.layers.convnet import CHANNELS_LAST, CONV
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+LEAST = 4  # positions along a side that a product in bf16 may see
 SLOPE = 0.2  # of the leaky rectifier, below zero
 
 
@@ -52,6 +54,13 @@ class BlurredConv(nn.Module):
         return blurred.squeeze(1).unflatten(0, self.weight.shape[:2])
 
     def forward(self, x: Tensor) -> Tensor:
+        if min(x.shape[2:]) < LEAST:
+            # torch's bf16 gradient of a kernel far larger than what it sees reads memory that nobody has set
+            with full_precision(x.device):
+                return self._convolved(x.to(torch.promote_types(x.dtype, torch.float32)))
+        return self._convolved(x)
+
+    def _convolved(self, x: Tensor) -> Tensor:
         kernel = self.kernel().contiguous(memory_format=self.memory_format)
         return CONVOLVE[self.dimensions](x, kernel, self.bias, stride=2, padding=2)
 
