@@ -73,8 +73,7 @@ def recorded(solver, denoise, x, times, path, *rest, **settings) -> Tensor:
 def close(ours: Tensor, theirs: Tensor) -> None:
     assert ours.dtype == torch.float32
     difference = (ours - theirs).abs().max() / theirs.abs().max()
-    print(f"largest difference {difference:.1e} of the scale")
-    assert difference <= SCALE
+    assert difference <= SCALE, f"largest difference {difference:.1e} of the scale"
 
 
 # --- against another library's, the same noise, every state of the way ------------------------------------------------

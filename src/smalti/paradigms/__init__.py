@@ -6,10 +6,12 @@ from smalti.config import Config, one_of
 from smalti.paradigms.adversarial import AdversarialConfig
 from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig
+from smalti.paradigms.diffusion import DiffusionConfig
 
 PARADIGMS: dict[str, type[Config]] = {
     "autoencode": AutoencodeConfig,
     "adversarial": AdversarialConfig,
     "autoregressive": AutoregressiveConfig,
+    "diffusion": DiffusionConfig,
 }
 AnyParadigm = one_of(PARADIGMS)

@@ -89,6 +89,10 @@ class NoisePath(ABC):
     def slope(self, estimate: Estimate) -> Tensor:
         """dy / dclock of the probability flow."""
 
+    @abstractmethod
+    def turned(self, level: Level) -> float:
+        """The variable in which x moves by the velocity: dx / dturned = velocity. It has no end where alpha is 0."""
+
     def level(self, t: float) -> Level:
         """alpha and sigma at one time."""
         alpha, sigma = self.levels(torch.tensor(t, dtype=torch.float64))
@@ -163,6 +167,10 @@ class Steps(NoisePath):
     def slope(self, estimate: Estimate) -> Tensor:
         return estimate.noise
 
+    def turned(self, level: Level) -> float:
+        """The angle of (alpha, sigma): on the circle, velocity is the derivative."""
+        return math.atan2(level.sigma, level.alpha)
+
 
 class Flow(NoisePath):
     """The straight path, at any time: alpha = 1 - t, sigma = t.
@@ -199,6 +207,25 @@ class Flow(NoisePath):
 
     def slope(self, estimate: Estimate) -> Tensor:
         return estimate.noise - estimate.data
+
+    def turned(self, level: Level) -> float:
+        return level.sigma
+
+
+def slerp(one: Tensor, other: Tensor, share: float) -> Tensor:
+    """Noise (n, …) a share of the way from one to the other, along the great circle through each pair of rows.
+
+    The straight way would pass through noise too weak for the network (Song et al. 2020, arXiv 2010.02502, equation
+    67).
+    """
+    a, b = one.flatten(1).double(), other.flatten(1).double()
+    cosine = (a * b).sum(1, keepdim=True) / (a.norm(dim=1, keepdim=True) * b.norm(dim=1, keepdim=True)).clamp_min(1e-12)
+    angle = cosine.clamp(-1, 1).acos()
+    straight = angle.sin() < 1e-6  # nearly the same direction: there is no circle to follow
+    safe = torch.where(straight, 1.0, angle.sin())
+    first = torch.where(straight, 1 - share, ((1 - share) * angle).sin() / safe)
+    second = torch.where(straight, share, (share * angle).sin() / safe)
+    return (first * a + second * b).view_as(one).to(one.dtype)
 
 
 def linear_betas() -> Tensor:
