@@ -39,6 +39,7 @@ from smalti.paradigms.solvers import (
     euler,
     heun,
     moved,
+    unseen,
 )
 from smalti.term import Term
 from smalti.tokenizers.bottlenecks import Moment
@@ -365,7 +366,8 @@ class Diffusion(Paradigm):
             data = data.clamp(-1, 1) if signals else data
             return data if known is None or mask is None else torch.where(mask, known, data)
 
-        keep, watch = as_it_is, (lambda data: None)
+        keep: Keep = as_it_is
+        watch: Watch = unseen
         if known is not None and mask is not None:
             keep = self._kept(self.normal(known), mask, x)
             x = keep(x, times[0])
@@ -435,7 +437,8 @@ class Diffusion(Paradigm):
         if not said.isfinite().all():
             raise UserError("the network's answers are not finite: its weights are broken; load an earlier state")
         if scale != 1:
-            said = guide(*said.chunk(2), scale)
+            with_class, without = said.chunk(2)
+            said = guide(with_class, without, scale)
             spread = None if spread is None else spread.chunk(2)[0]
         return said, spread
 
