@@ -14,7 +14,7 @@ from smalti.errors import UserError
 from smalti.layers.transformer import TransformerConfig
 from smalti.paradigms import likelihood
 from smalti.paradigms.bound import variational_bound
-from smalti.paradigms.diffusion import Diffusion, DiffusionConfig, DiffusionOptions
+from smalti.paradigms.diffusion import START, Diffusion, DiffusionConfig, DiffusionOptions
 from smalti.paradigms.noise import PATHS, Estimate, slerp
 from smalti.training.totals import Totals
 
@@ -282,6 +282,7 @@ def test_the_network_sees_the_known_part_at_the_noise_of_each_step(monkeypatch):
     monkeypatch.setattr(model, "forward", lambda x, t, labels: seen.append((float(t[0]), x)) or (x, None))
     model.sample(2, None, known, mask, options=FEW)
     noise = seen[0][1]  # at t = 1
+    assert torch.equal(noise, model._noise(2, 0, START, 0, 0))
     for t, x in seen:
         torch.testing.assert_close(x, (1 - t) * model.normal(known) + t * noise)
     assert [t for t, _ in seen] == [1.0, 0.75, 0.5, 0.25]
@@ -571,25 +572,28 @@ MODES = torch.tensor([[1.0, 1.0, -1.0, -1.0], [-1.0, 1.0, 1.0, -1.0]]) * 0.6
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"path": "flow", "predict": "velocity"}, {"path": "ddpm", "predict": "noise", "variance": "learned"}],
+    ("layers", "steps", "settings"),
+    [
+        (1, 300, {"path": "flow", "predict": "velocity"}),
+        (2, 500, {"path": "ddpm", "predict": "noise", "variance": "learned"}),
+    ],
     ids=["flow", "ddpm"],
 )
-def test_two_modes_are_learnt(settings):
+def test_two_modes_are_learnt(layers, steps, settings):
     """Sounds of four numbers near one of two: nearly all samples lie near one of them, and both are drawn."""
     torch.manual_seed(0)
     config = DiffusionConfig(patch=1, label_dropout=0.1, **settings)
-    network = TransformerConfig(layers=1, width=32, heads=2, dropout=0.0)
+    network = TransformerConfig(layers=layers, width=32, heads=2, dropout=0.0)
     model = Diffusion(config, network, 1, (4,), 2)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.99))
-    for step in range(300):
+    for step in range(steps):
         labels = torch.randint(0, 2, (64,), generator=generator)
         x = (MODES[labels] + 0.05 * torch.randn(64, 4, generator=generator))[:, None]
         if step == 0:
             model.initialise(model.first_latents(batch_of(x)))
         for group in optimizer.param_groups:
-            group["lr"] = 4e-3 * (1 - step / 300)
+            group["lr"] = 4e-3 * (1 - step / steps)
         totals = Totals()
         totals.add(model.train().loss("network", batch_of(x, labels, step), step).terms).backward()
         optimizer.step()
