@@ -14,9 +14,11 @@ from smalti.layers.transformer import Transformer, TransformerConfig
 CONFIG = TransformerConfig(layers=2, width=16, heads=2, hidden=24, dropout=0.0)
 
 
-def made(config: TransformerConfig = CONFIG, dtype: torch.dtype = torch.float64) -> Transformer:
+def made(
+    config: TransformerConfig = CONFIG, dtype: torch.dtype = torch.float64, conditioned: bool = False
+) -> Transformer:
     """A transformer none of whose weights is zero or one, for an untrained one is the identity."""
-    network = Transformer(config).to(dtype)
+    network = Transformer(config, conditioned).to(dtype)
     generator = torch.Generator().manual_seed(3)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=generator)
@@ -175,3 +177,95 @@ def test_low_precision_decoding_stays_near(generator):
 def test_heads_that_do_not_divide_the_width_are_refused(width, heads):
     with pytest.raises(ValidationError, match="even whole number"):
         TransformerConfig(width=width, heads=heads)
+
+
+# --- with a condition ------------------------------------------------------------------------------------------------
+
+
+def naive_conditioned(network: Transformer, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    """One row (T, width) at a time, each with its condition (width,) or (T, width), full attention, no rotation."""
+
+    def norm(values, weight):
+        return values / (values.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+
+    heads, width = network.config.heads, network.config.width
+    made = F.silu(condition.float()) @ network.modulation.weight.float().T + network.modulation.bias.float()
+    parts = made.split(width, -1)
+    for block in network.blocks:
+        own = [part + offset for part, offset in zip(parts, block.offsets, strict=False)]
+        h = norm(x, block.attention_norm.weight) * (1 + own[1]) + own[0]
+        q, k, v = (each.view(len(x), heads, -1) for each in (h @ block.qkv.weight.T).chunk(3, -1))
+        q, k = norm(q, block.query_key_norm.weight[0, 0]), norm(k, block.query_key_norm.weight[1, 0])
+        scores = torch.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
+        mixed = torch.einsum("hts,shd->thd", scores.softmax(-1), v).flatten(1)
+        x = x + own[2] * (mixed @ block.out.weight.T)
+        h = norm(x, block.mlp_norm.weight) * (1 + own[4]) + own[3]
+        gate, up = (h @ block.gate_up.weight.T).chunk(2, -1)
+        x = x + own[5] * ((F.silu(gate) * up) @ block.down.weight.T)
+    return norm(x, network.norm.weight) * (1 + parts[7]) + parts[6]
+
+
+@pytest.mark.parametrize("each_token", [False, True])
+def test_a_condition_against_a_naive_loop(each_token, generator):
+    network = made(dtype=torch.float32, conditioned=True)
+    x = torch.randn(3, 5, 16, generator=generator)
+    condition = torch.randn(3, *[5] * each_token, 16, generator=generator)
+    nowhere = torch.zeros(5, 1)  # where nothing is turned
+    with torch.no_grad():
+        expected = torch.stack([naive_conditioned(network, *row) for row in zip(x, condition, strict=True)])
+        out = network(x, nowhere, "full", condition=condition)
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_condition_moves_its_own_row_alone(generator):
+    network = made(dtype=torch.float32, conditioned=True)
+    x, condition = torch.randn(3, 5, 16, generator=generator), torch.randn(3, 16, generator=generator)
+    changed = condition.clone()
+    changed[1] += 1
+    with torch.no_grad():
+        one, other = (network(x, places(5), "full", condition=each) for each in (condition, changed))
+    moved = (one - other).abs().amax((1, 2)) > 1e-3
+    assert moved.tolist() == [False, True, False]
+
+
+def test_an_untrained_conditioned_one_adds_nothing_and_still_learns(generator):
+    """adaLN-zero: the gates are zero, not what they let through."""
+    torch.manual_seed(0)
+    network, x = Transformer(CONFIG, conditioned=True), torch.randn(2, 4, 16, generator=generator)
+    condition = torch.randn(2, 16, generator=generator)
+    out = network(x, places(4), "full", condition=condition)
+    torch.testing.assert_close(out, F.rms_norm(x, (16,), eps=1e-6))
+    weight = torch.randn(out.shape, generator=generator)
+    (out * weight).sum().backward()
+    gates = network.modulation.weight.grad.view(8, 16, 16)[[2, 5]]
+    assert (gates.abs().amax((1, 2)) > 0).all()
+    assert all((block.offsets.grad[[2, 5]].abs().amax(1) > 0).all() for block in network.blocks)
+
+
+def test_every_weight_of_a_conditioned_one_learns(generator):
+    network = made(dtype=torch.float32, conditioned=True)
+    x, condition = torch.randn(2, 4, 16, generator=generator), torch.randn(2, 16, generator=generator)
+    out = network(x, places(4), "full", condition=condition)
+    (out * torch.randn(out.shape, generator=generator)).sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_a_condition_belongs_where_one_was_promised(generator):
+    x, condition = torch.randn(2, 4, 16, generator=generator), torch.randn(2, 16, generator=generator)
+    with pytest.raises(ValueError, match="conditioned"):
+        Transformer(CONFIG)(x, places(4), condition=condition)
+    with pytest.raises(ValueError, match="conditioned"):
+        Transformer(CONFIG, conditioned=True)(x, places(4))
+
+
+def test_conditions_near_each_other_stay_apart_under_autocast(generator):
+    """The modulation is made in fp32: in bf16 these two conditions would be one."""
+    network = made(dtype=torch.float32, conditioned=True)
+    condition = torch.full((2, 16), 1.0)
+    condition[1] += 1e-3
+    seen = []
+    network.modulation.register_forward_hook(lambda module, given, out: seen.append(out))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        network(torch.randn(2, 4, 16, generator=generator), places(4), "full", condition=condition)
+    assert seen[0].dtype == torch.float32
+    assert (seen[0][0] - seen[0][1]).abs().max() > 1e-4

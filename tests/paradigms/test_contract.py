@@ -16,6 +16,7 @@ from smalti.paradigms.adversarial import AdversarialConfig
 from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig
 from smalti.paradigms.base import Paradigm
+from smalti.paradigms.diffusion import DiffusionConfig
 from smalti.tokenizers.autoencoder import AutoencoderConfig
 from smalti.tokenizers.bottlenecks.vq import VQConfig
 from smalti.training.totals import Totals
@@ -38,6 +39,7 @@ CASES = {
     "autoencode": Case(AutoencodeConfig(), AUTOENCODER, False),
     "adversarial": Case(AdversarialConfig(start=0, critic_first=0, ramp=0, adaptive=False), AUTOENCODER, False),
     "autoregressive": Case(AutoregressiveConfig(label_dropout=0.5), TRANSFORMER, True),
+    "diffusion": Case(DiffusionConfig(label_dropout=0.5), TRANSFORMER, False),
 }
 every = pytest.mark.parametrize("name", CASES)
 

@@ -6,12 +6,14 @@ from smalti.config import Config, one_of
 from smalti.paradigms.adversarial import AdversarialConfig
 from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig
+from smalti.paradigms.diffusion import DiffusionConfig
 from smalti.paradigms.discrete_diffusion import DiscreteDiffusionConfig
 
 PARADIGMS: dict[str, type[Config]] = {
     "autoencode": AutoencodeConfig,
     "adversarial": AdversarialConfig,
     "autoregressive": AutoregressiveConfig,
+    "diffusion": DiffusionConfig,
     "discrete-diffusion": DiscreteDiffusionConfig,
 }
 AnyParadigm = one_of(PARADIGMS)

@@ -62,12 +62,8 @@ class CodeModel(Paradigm):
         return self.token(sequence)
 
     def shown_labels(self, batch: Batch, dropout: float) -> Tensor:
-        """The class ids (B,) of a batch; while training a share of them is hidden, drawn from each row's own number."""
-        labels = self.labels_of(batch.labels, len(batch.x), batch.x.device)
-        if self.training and self.classes and dropout:
-            hidden = uniform(batch.seed, batch.step, batch.rows, LABEL_STREAM) < dropout
-            labels = labels.masked_fill(hidden.to(labels.device), self.classes)
-        return labels
+        """The class ids (B,) of a batch; while training a share of them is hidden."""
+        return shown_labels(batch, self.classes, dropout if self.training else 0.0)
 
     def labels_of(self, labels: Tensor | None, n: int, device: torch.device) -> Tensor:
         """Class ids (n,), "no class" where there are none. Raises UserError on ids that do not exist."""
@@ -93,6 +89,15 @@ class CodeModel(Paradigm):
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codes.size:
             raise UserError(f"known codes must lie in [0, {self.codes.size})")
         return codes, keep
+
+
+def shown_labels(batch: Batch, classes: int, dropout: float) -> Tensor:
+    """The class ids (B,) of a batch, a share `dropout` of them hidden, as each row's own number has it."""
+    labels = class_ids(batch.labels, len(batch.x), classes, batch.x.device)
+    if classes and dropout:
+        hidden = uniform(batch.seed, batch.step, batch.rows, LABEL_STREAM) < dropout
+        labels = labels.masked_fill(hidden.to(labels.device), classes)
+    return labels
 
 
 def class_ids(labels: Tensor | None, n: int, classes: int, device: torch.device) -> Tensor:
