@@ -32,7 +32,8 @@ def _small_numbers_are_back() -> Iterator[None]:
 def _decoding_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32 while sampling, whatever the hardware likes best: only then are two ways to one sample equal."""
     monkeypatch.setattr("smalti.paradigms.autoregressive.decoding_dtype", lambda *_: torch.float32)
-    monkeypatch.setattr("smalti.paradigms.discrete_diffusion.autocast", lambda *_: nullcontext())
+    for paradigm in ("discrete_diffusion", "diffusion"):
+        monkeypatch.setattr(f"smalti.paradigms.{paradigm}.autocast", lambda *_: nullcontext())
 
 
 @pytest.fixture

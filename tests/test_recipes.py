@@ -9,7 +9,7 @@ from PIL import Image
 from tests.tiny import pictures
 
 from smalti import model as models
-from smalti.config import Examples, SignalSpec
+from smalti.config import Examples, LatentSpec, SignalSpec
 from smalti.data.named import NAMED_SETS
 from smalti.errors import UserError
 from smalti.recipe import Recipe, parse
@@ -34,15 +34,19 @@ def test_every_recipe_builds(name, tmp_path):
     assert one.name == name
     for each in (one.tokenizer, one) if isinstance(one.tokenizer, Recipe) else (one,):
         signal = SIGNALS.get(each.data.source) or SignalSpec(channels=each.data.channels, shape=each.data.shape)
-        labels = ("a", "b")
         if not each.generates:
-            paradigm = models.build(each, Examples(signal=signal, labels=labels))
-            if paradigm.tokenizer.continuous:
-                continue
-            codes = paradigm.tokenizer.codes
-            assert codes.grid == tuple(side // paradigm.tokenizer.stride for side in signal.shape)
+            paradigm = models.build(each, Examples(signal=signal, labels=("a", "b")))
+            network = paradigm.tokenizer
+            grid, made_of = tuple(side // network.stride for side in signal.shape), {}
+            if network.continuous:
+                made_of["latents"] = LatentSpec(channels=network.bottleneck.out_width, grid=grid)
+            else:
+                made_of["codes"] = network.codes
+                assert network.codes.grid == grid
         else:
-            paradigm = models.build(each, Examples(signal=signal, codes=codes, labels=labels))
+            if each.tokenizer is None:
+                made_of = {}
+            paradigm = models.build(each, Examples(signal=signal, labels=("a", "b"), **made_of))
         assert sum(p.numel() for p in paradigm.parameters()) > 10_000
 
 

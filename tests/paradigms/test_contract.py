@@ -17,6 +17,7 @@ from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig
 from smalti.paradigms.base import Paradigm
 from smalti.paradigms.diffusion import DiffusionConfig
+from smalti.paradigms.discrete_diffusion import DiscreteDiffusionConfig
 from smalti.tokenizers.autoencoder import AutoencoderConfig
 from smalti.tokenizers.bottlenecks.vq import VQConfig
 from smalti.training.totals import Totals
@@ -40,6 +41,9 @@ CASES = {
     "adversarial": Case(AdversarialConfig(start=0, critic_first=0, ramp=0, adaptive=False), AUTOENCODER, False),
     "autoregressive": Case(AutoregressiveConfig(label_dropout=0.5), TRANSFORMER, True),
     "diffusion": Case(DiffusionConfig(label_dropout=0.5), TRANSFORMER, False),
+    "discrete-diffusion": Case(
+        DiscreteDiffusionConfig(scheme="mask-and-replace", label_dropout=0.5), TRANSFORMER, True
+    ),
 }
 every = pytest.mark.parametrize("name", CASES)
 

@@ -28,6 +28,8 @@ from smalti.paradigms.adversarial import AdversarialConfig
 from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig
 from smalti.paradigms.base import Paradigm
+from smalti.paradigms.diffusion import DiffusionConfig
+from smalti.paradigms.discrete_diffusion import DiscreteDiffusionConfig
 from smalti.recipe import Recipe, TrainingConfig
 from smalti.tokenizers.autoencoder import AutoencoderConfig
 from smalti.tokenizers.bottlenecks.fsq import FSQConfig
@@ -81,16 +83,24 @@ def with_bottleneck(config: Config) -> Recipe:
     return TOKENIZER.model_copy(update={"name": f"small-{config.kind}", "model": model})
 
 
+GENERATOR = Recipe(
+    name="small-generator",
+    data=DataConfig(source="small"),
+    model=TransformerConfig(layers=1, width=32, heads=2, dropout=0.2),
+    paradigm=AutoregressiveConfig(label_dropout=0.3),
+    tokenizer="elsewhere",
+)
+OF_CODES = ("generator", "discrete-diffusion")
 RECIPES = {
     "tokenizer": TOKENIZER,
     "adversarial": TOKENIZER.model_copy(update={"name": "small-adversarial", "paradigm": CRITIC}),
     **{each.kind: with_bottleneck(each) for each in BOTTLENECKS},
-    "generator": Recipe(
-        name="small-generator",
-        data=DataConfig(source="small"),
-        model=TransformerConfig(layers=1, width=32, heads=2, dropout=0.2),
-        paradigm=AutoregressiveConfig(label_dropout=0.3),
-        tokenizer="elsewhere",
+    "generator": GENERATOR,
+    "discrete-diffusion": GENERATOR.model_copy(
+        update={"name": "small-discrete", "paradigm": DiscreteDiffusionConfig(scheme="mask-and-replace")}
+    ),
+    "diffusion": GENERATOR.model_copy(
+        update={"name": "small-diffusion", "paradigm": DiffusionConfig(patch=4), "tokenizer": None}
     ),
 }
 
@@ -102,7 +112,7 @@ def small_run(
     ranks = ranks or Ranks()
     training = TrainingConfig.model_validate(TRAINING.model_dump() | changes)
     recipe = RECIPES[kind].model_copy(update={"training": training})
-    if dropout is not None and kind == "generator":
+    if dropout is not None and recipe.generates:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dropout": dropout})})
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(100) % 2
@@ -112,14 +122,14 @@ def small_run(
 
     def batches(start: int) -> Iterator[Batch]:
         share = (training.batch, training.seed, ranks.rank, ranks.count)
-        if kind == "generator":
+        if kind in OF_CODES:
             return shuffled(codes, labels, *share, start)
         return iter(Loader(MemorySource("small", pixels, labels), recipe.data, *share, augment=True, start=start))
 
     def held_out() -> Iterator[Batch]:
-        values = codes[0, :20] if kind == "generator" else pixels[:20]
+        values = codes[0, :20] if kind in OF_CODES else pixels[:20]
         for batch in in_order(values, labels[:20], 8, ranks.rank, ranks.count):
-            x = batch.x if kind == "generator" else batch.x.float() / 127.5 - 1
+            x = batch.x if kind in OF_CODES else batch.x.float() / 127.5 - 1
             yield Batch(batch.step, batch.rows, batch.indices, x, batch.labels)
 
     def keep(average: Paradigm, progress: Progress) -> None:

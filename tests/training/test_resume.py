@@ -68,7 +68,7 @@ def test_stopped_and_resumed_is_undisturbed(kind, number, settings, tmp_path, di
 
 
 @pytest.mark.parametrize("kind", [kind for kind in RECIPES if kind not in KINDS])
-def test_every_bottleneck_goes_on_undisturbed(kind, tmp_path, differences):
+def test_every_other_kind_goes_on_undisturbed(kind, tmp_path, differences):
     assert train(tmp_path / "whole", kind).finished
     paradigm, run = small_run(tmp_path / "cut", kind)
     assert fit(paradigm, with_batches(run, stopping_at(9)), CPU).step == 10

@@ -12,6 +12,9 @@ from smalti.recipes.cifar import cifar_tokenizer
 from smalti.recipes.emoji import emoji_dvae, emoji_tokenizer, emoji_tokenizer_16, emoji_vae, emoji_vqgan
 from smalti.recipes.fashion import (
     fashion,
+    fashion_dit,
+    fashion_flow,
+    fashion_latent_dit,
     fashion_masked,
     fashion_simple_diffusion,
     fashion_tokenizer,
@@ -33,6 +36,9 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "fashion-uniform": fashion_uniform,
     "fashion-vq-diffusion": fashion_vq_diffusion,
     "fashion-simple-diffusion": fashion_simple_diffusion,
+    "fashion-dit": fashion_dit,
+    "fashion-flow": fashion_flow,
+    "fashion-latent-dit": fashion_latent_dit,
     "cifar-tokenizer": cifar_tokenizer,
     "emoji-tokenizer": emoji_tokenizer,
     "emoji-tokenizer-16": emoji_tokenizer_16,

@@ -6,6 +6,7 @@ from smalti.data.sources import DataConfig
 from smalti.layers.transformer import TransformerConfig
 from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig, AutoregressiveOptions
+from smalti.paradigms.diffusion import DiffusionConfig, DiffusionOptions
 from smalti.recipe import Recipe, TrainingConfig
 from smalti.tokenizers.autoencoder import AutoencoderConfig
 from smalti.tokenizers.bottlenecks.kl import KLConfig
@@ -170,6 +171,62 @@ def fashion_simple_diffusion() -> Recipe:
             "name": "fashion-simple-diffusion",
             "paradigm.kind": "discrete-diffusion",
             "paradigm.scheme": "simple",
+        }
+    )
+
+
+def fashion_dit() -> Recipe:
+    """A diffusion transformer on the pixels themselves: 49 patches of 4×4, no tokenizer.
+
+    smalti train fashion-dit
+    data: fashion-mnist
+    """
+    return Recipe(
+        name="fashion-dit",
+        data=FASHION,
+        model=TransformerConfig(layers=6, width=256, heads=4, dropout=0.0),
+        paradigm=DiffusionConfig(
+            patch=4,
+            path="cosine",
+            weighting="soft-min-snr",
+            sampling=DiffusionOptions(solver="ddim", steps=25, guidance=1.5),
+        ),
+        training=TrainingConfig(
+            steps=2500, batch=128, lr=2e-3, muon_lr=0.01, warmup=100, betas=(0.9, 0.95), validate_every=500
+        ),
+    )
+
+
+def fashion_flow() -> Recipe:
+    """The same transformer on the straight path from noise to pixels: flow matching.
+
+    smalti train fashion-flow
+    data: fashion-mnist
+    """
+    return fashion_dit().changed(
+        **{
+            "name": "fashion-flow",
+            "paradigm.path": "flow",
+            "paradigm.weighting": "none",
+            "paradigm.times": "logit-normal",
+            "paradigm.sampling.solver": "heun",
+        }
+    )
+
+
+def fashion_latent_dit() -> Recipe:
+    """A diffusion transformer in the 7×7×8 latent of a VAE.
+
+    smalti train fashion-latent-dit
+    data: fashion-mnist
+    """
+    vae = fashion_tokenizer()
+    latent = vae.model.model_copy(update={"bottleneck": KLConfig(dim=8, weight=1e-4)})
+    return fashion_flow().model_copy(
+        update={
+            "name": "fashion-latent-dit",
+            "tokenizer": vae.model_copy(update={"name": "fashion-latents", "model": latent}),
+            "paradigm": fashion_flow().paradigm.model_copy(update={"on": "latents", "patch": 1}),
         }
     )
 
