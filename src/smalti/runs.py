@@ -284,7 +284,7 @@ def _encode_all(
                 parts.append(made if made.is_floating_point() else made.to(torch.int32))
                 line.update(variant * len(held) + int(rows[-1]) + 1)
             codings.append(torch.cat(parts))
-    tensors = {"values": torch.stack(codings)}
+    tensors = {"values": torch.stack(codings).contiguous()}
     if held.labels is not None:
         tensors["labels"] = held.labels
     fresh = path.with_suffix(".new")

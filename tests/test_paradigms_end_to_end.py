@@ -1,0 +1,128 @@
+"""Every way of generating, from the recipe to the files: trained for a moment, then asked for all that it can do."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.tiny import generator_recipe, tokenizer_recipe
+from tests.tiny import quick_judge as quick_judge
+from tests.tiny import smalti as smalti
+from tests.tiny import tiny as tiny
+
+import smalti as library
+from smalti import runs
+from smalti.data.image import read_image
+from smalti.tokenizers.bottlenecks.kl import KLConfig
+
+PIXELS = {"paradigm.kind": "diffusion", "paradigm.patch": 4, "paradigm.sampling.steps": 5}
+WAYS = {
+    "next-token": {},
+    "masked": {"paradigm.kind": "discrete-diffusion", "paradigm.sampling.steps": 4},
+    "simple": {"paradigm.kind": "discrete-diffusion", "paradigm.scheme": "simple", "paradigm.sampling.steps": 5},
+    "pixels": PIXELS,
+    "latents of codes": {**PIXELS, "paradigm.on": "latents", "paradigm.patch": 1},
+    "latents": {**PIXELS, "paradigm.on": "latents", "paradigm.patch": 1},
+}
+ways = pytest.mark.parametrize("way", WAYS)
+
+
+@pytest.fixture
+def trained(tiny, tmp_path_factory):
+    """A run of each way, made once."""
+
+    @functools.cache
+    def made(way: str):
+        recipe = generator_recipe(tiny.data, str(tiny.tokenizer), steps=6)
+        if way == "latents":
+            cutter = tokenizer_recipe(tiny.data, steps=6)
+            model = cutter.model.model_copy(update={"bottleneck": KLConfig(dim=4)})
+            recipe = recipe.model_copy(update={"tokenizer": cutter.model_copy(update={"model": model})})
+        if way == "pixels":
+            recipe = recipe.model_copy(update={"tokenizer": None})
+        folder = tmp_path_factory.mktemp("run") / "run"
+        assert runs.train(recipe.changed(**WAYS[way]), out=folder, device="cpu").finished
+        return folder
+
+    return made
+
+
+@ways
+def test_from_recipe_to_pictures(way, trained, tiny, smalti, tmp_path, monkeypatch, quick_judge):
+    monkeypatch.chdir(tmp_path)
+    run = trained(way)
+    assert (run / "report" / "index.html").stat().st_size > 10_000
+    told = smalti("sample", run, "--label", "Standing", "--n", 3, "--out", "new", "--animate", "way.gif")
+    assert (told.status, told.err.splitlines()[-1]) == (0, "wrote way.gif")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [f"standing_{i:05}.png" for i in range(3)]
+    with Image.open("way.gif") as gif:
+        assert gif.n_frames > 1
+    assert smalti("sample", run, "--n", 2, "--animate", "way.png", "--out", "new2").status == 0
+
+    # one and the same sample from Python, however the batch is split
+    model = library.load(run, "cpu")
+    whole = model.draw(5, [0, 1, 0, 1, 1], seed=2)
+    assert whole.shape == (5, *model.shape)
+    # of pixels and latents up to rounding, which depends on how many rows run together
+    torch.testing.assert_close(model.draw(5, [0, 1, 0, 1, 1], seed=2, batch=2), whole, atol=1e-3, rtol=0)
+
+    done = smalti("complete", run, tiny.picture, "--keep", 0.5, "--out", "done")
+    assert (done.status, done.out) == (0, "done/000.png\n")
+    if way == "pixels":  # what is kept of pixels is kept bit for bit
+        kept, finished = read_image(tiny.picture, 1), read_image(tmp_path / "done" / "000.png", 1)
+        assert torch.equal(kept[:, :8], finished[:, :8])
+        assert not torch.equal(kept, finished)
+
+    varied = smalti("vary", run, tiny.picture, "--level", 0.5, "--out", "varied")
+    if way == "next-token":
+        assert varied.status == 2
+        assert "smalti complete" in varied.err
+    else:
+        assert (varied.status, varied.out) == (0, "varied/000.png\n")
+        assert smalti("vary", run, tiny.picture, "--level", 0, "--out", "varied").status == 2
+
+    figures = smalti("evaluate", run, "--samples", 16, "--json")
+    assert figures.status == 0
+    assert '"label_accuracy"' in figures.out
+
+
+@ways
+def test_a_mask_with_a_hole_is_honoured_or_refused_in_words(way, trained, tiny, smalti, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    white = np.full((16, 16), 255, np.uint8)
+    white[4:8, 4:12] = 0
+    Image.fromarray(white).save("hole.png")
+    told = smalti("complete", trained(way), tiny.picture, "--mask", "hole.png", "--out", "done")
+    assert told.status == (2 if way == "next-token" else 0)
+    assert way != "next-token" or told.err.splitlines()[-1].endswith("the kept part must come first")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (PIXELS, "takes no tokenizer"),
+        ({**PIXELS, "paradigm.on": "latents", "paradigm.patch": 3}, "patch"),
+        ({**PIXELS, "paradigm.variance": "learned"}, "learned variance"),
+        ({"paradigm.kind": "discrete-diffusion", "paradigm.scheme": "masqued"}, "scheme"),
+    ],
+)
+def test_recipes_that_do_not_fit_are_refused_in_words(changes, said, tiny, tmp_path):
+    recipe = generator_recipe(tiny.data, str(tiny.tokenizer), steps=2)
+    with pytest.raises(library.UserError, match=said):
+        runs.train(recipe.changed(**changes), out=tmp_path / "run", device="cpu")
+
+
+def test_guidance_without_labels_and_steps_without_end_are_refused(tiny, trained, smalti, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = trained("masked")
+    told = smalti("sample", run, "--steps", 17)
+    assert (told.status, len(told.err.splitlines())) == (2, 1)
+    assert "17 steps" in told.err
+    assert smalti("sample", run, "--steps", 0).status == 2
+    model = library.load(run, "cpu")
+    model.examples = model.examples.model_copy(update={"labels": ()})
+    with pytest.raises(library.UserError, match="without labels"):
+        model.sample(1, options=model.options.model_copy(update={"guidance": 3.0}))
