@@ -84,6 +84,15 @@ def test_from_recipe_to_pictures(way, trained, tiny, smalti, tmp_path, monkeypat
         assert (varied.status, varied.out) == (0, "varied/000.png\n")
         assert smalti("vary", run, tiny.picture, "--level", 0, "--out", "varied").status == 2
 
+    other = tiny.data / "Lying flat" / "000.png"
+    morphed = smalti("morph", run, tiny.picture, other, "--through", "noise", "--steps", 3, "--out", "morph.png")
+    if "pixels" in way or "latents" in way:
+        assert morphed.status == 0
+        assert read_image(tmp_path / "morph.png", 1).shape == (1, 16, 48)
+    else:
+        assert morphed.status == 2
+        assert "no noise to walk through" in morphed.err
+
     figures = smalti("evaluate", run, "--samples", 16, "--json")
     assert figures.status == 0
     assert '"label_accuracy"' in figures.out

@@ -16,6 +16,8 @@ from typer.core import TyperCommand
 from smalti.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from smalti.config import Config
     from smalti.model import Generator, Tokenizer
 
@@ -341,28 +343,24 @@ def complete(
     device: Device = "auto",
 ) -> None:
     """Keep part of real pictures and draw the rest anew."""
-    import torch
-
     from smalti.sampling.complete import complete as finish
     from smalti.sampling.complete import first_part, mask_from_file
-    from smalti.sampling.files import listed, outputs, read_fitted, readable, write_picture
+    from smalti.sampling.files import remade
 
     if (keep is None) == (mask is None):
         raise UserError("say what to keep: either --keep 0.5 or --mask PNG")
     generator = _generator(run, device)
     options = _options(generator, context.obj)
-    paths = listed(files)
-    places = outputs(paths, out)
     if mask is not None:
         kept = mask_from_file(mask, generator.shape, generator.signal.shape, 1)
     else:
         kept = first_part(generator.shape, 1, keep or 0)
-    whole = dict(readable(paths, lambda path: read_fitted(path, generator), "read"))
-    x = torch.stack(list(whole.values()))
-    done = finish(generator, x, kept.expand(len(x), *kept.shape[1:]), label, seed, options)
-    for path, picture in zip(whole, done, strict=True):
-        write_picture(places[path], picture, {"smalti:model": generator.sha256})
-        print(places[path])
+
+    def done(x: Tensor) -> Tensor:
+        return finish(generator, x, kept.expand(len(x), *kept.shape[1:]), label, seed, options)
+
+    for path in remade(generator, files, out, done):
+        print(path)
 
 
 @app.command(cls=WithFields)
@@ -377,19 +375,12 @@ def vary(
     device: Device = "auto",
 ) -> None:
     """Other pictures like these: noised in part, and the noise undone."""
-    import torch
-
-    from smalti.sampling.files import listed, outputs, read_fitted, readable, write_picture
+    from smalti.sampling.files import remade
 
     generator = _generator(run, device)
     options = _options(generator, context.obj)
-    paths = listed(files)
-    places = outputs(paths, out)
-    whole = dict(readable(paths, lambda path: read_fitted(path, generator), "read"))
-    done = generator.vary(torch.stack(list(whole.values())), level, label, seed, options)
-    for path, picture in zip(whole, done, strict=True):
-        write_picture(places[path], picture)
-        print(places[path])
+    for path in remade(generator, files, out, lambda x: generator.vary(x, level, label, seed, options)):
+        print(path)
 
 
 @app.command()
@@ -400,12 +391,24 @@ def morph(
     steps: Annotated[int, typer.Option(min=2, help="pictures in the strip, both ends included")] = 8,
     out: Annotated[Path, typer.Option(metavar="STRIP.png", help="the strip to write")] = Path("morph.png"),
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="which positions change over first")] = 0,
+    through: Annotated[
+        str,
+        typer.Option(metavar="codes|noise", help="noise: the way between the noises a diffusion model makes them of"),
+    ] = "codes",
+    label: Label = None,
     device: Device = "auto",
 ) -> None:
-    """Cross-fade two pictures' codes position by position; every blend decoded, as a strip."""
-    from smalti.sampling.morph import morph_files
+    """From one picture to another, as a strip: their codes cross-faded, or the noise between them walked."""
+    from smalti.sampling.morph import morph_files, morph_files_in_noise
 
-    morph_files(_tokenizer(run, device), first, second, steps, seed, out)
+    if through not in ("codes", "noise"):
+        raise UserError(f"--through {through}: a morph goes through codes or through noise")
+    if through == "noise":
+        morph_files_in_noise(_generator(run, device), first, second, steps, label, out)
+    elif label is not None:
+        raise UserError("--label goes with --through noise; codes need none")
+    else:
+        morph_files(_tokenizer(run, device), first, second, steps, seed, out)
     print(out)
 
 

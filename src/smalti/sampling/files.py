@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -76,6 +77,21 @@ def read_fitted(path: str | Path, model: Model) -> Tensor:
     pixels = read_image(path, model.signal.channels)
     height, width = model.signal.shape
     return to_signal(fit(pixels, (height, width), model.recipe.data.fit))
+
+
+def remade(
+    model: Model, files: Sequence[str | Path], folder: Path, change: Callable[[Tensor], Tensor]
+) -> Iterator[Path]:
+    """Pictures read as the model reads them, changed all at once, and written into a folder: where each one went.
+
+    change: (B, C, *space) in [-1, 1] -> the same shape. Raises UserError as `listed`, `readable` and `spare` do.
+    """
+    paths = listed(files)
+    places = outputs(paths, folder)
+    whole = dict(readable(paths, lambda path: read_fitted(path, model), "read"))
+    for path, picture in zip(whole, change(torch.stack(list(whole.values()))), strict=True):
+        write_picture(places[path], picture, {"smalti:model": model.sha256})
+        yield places[path]
 
 
 def padded(x: Tensor, stride: int) -> Tensor:

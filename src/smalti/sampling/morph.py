@@ -1,4 +1,4 @@
-"""Morphing: cross-fading two signals' code grids position by position, or moving through a continuous latent."""
+"""Morphing: cross-fading two signals' code grids position by position, or moving through a latent or through noise."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from smalti.errors import UserError
-from smalti.model import Tokenizer
-from smalti.sampling.files import padded, read_signal, same_shape, spare, write_picture
+from smalti.model import Generator, Labels, Tokenizer
+from smalti.paradigms.diffusion import Diffusion
+from smalti.paradigms.noise import slerp
+from smalti.sampling.files import padded, read_fitted, read_signal, same_shape, spare, write_picture
 
 
 def morph_codes(first: Tensor, second: Tensor, steps: int, seed: int = 0) -> Tensor:
@@ -47,6 +49,25 @@ def morph(tokenizer: Tokenizer, first: Tensor, second: Tensor, steps: int, seed:
     return tokenizer.decode(morph_codes(start, end, steps, seed))
 
 
+@torch.no_grad()
+def morph_in_noise(generator: Generator, first: Tensor, second: Tensor, steps: int, condition: Labels = None) -> Tensor:
+    """Pictures (steps, C, H, W) on the way from `first` to `second`, both (C, H, W) in [-1, 1].
+
+    Both are turned into the noise they would be drawn from, and the great circle between these is walked (Song et al.
+    2020, arXiv 2010.02502, section 5.3). Raises UserError where the model is no diffusion model.
+    """
+    _check_steps(steps)
+    paradigm = generator.paradigm
+    if not isinstance(paradigm, Diffusion):
+        raise UserError(
+            f"paradigm {generator.recipe.paradigm.kind} has no noise to walk through; leave --through noise out"
+        )
+    pair = generator.inwards(torch.stack([first, second]))
+    one, other = paradigm.noise_of(pair, generator.label_ids(condition, 2))
+    noise = torch.cat([slerp(one[None], other[None], share) for share in torch.linspace(0, 1, steps).tolist()])
+    return generator.outwards(paradigm.from_noise(noise, generator.label_ids(condition, steps)).cpu())
+
+
 def _check_steps(steps: int) -> None:
     if steps < 2:
         raise UserError(f"a morph needs at least 2 steps, from one signal to the other; got {steps}")
@@ -65,3 +86,12 @@ def morph_files(tokenizer: Tokenizer, first: Path, second: Path, steps: int, see
     blends = morph(tokenizer, padded(a, stride), padded(b, stride), steps, seed)
     text = {"smalti:model": tokenizer.sha256, "smalti:seed": str(seed)}
     write_picture(out, torch.cat(list(blends[:, :, :height, :width]), -1), text)
+
+
+def morph_files_in_noise(
+    generator: Generator, first: Path, second: Path, steps: int, condition: Labels, out: Path
+) -> None:
+    """Write a morph through noise between two pictures, in the shape the model was trained on, as one strip."""
+    spare([out], [first, second])
+    blends = morph_in_noise(generator, read_fitted(first, generator), read_fitted(second, generator), steps, condition)
+    write_picture(out, torch.cat(list(blends), -1), {"smalti:model": generator.sha256})
