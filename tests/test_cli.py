@@ -22,7 +22,10 @@ from smalti.tokenizers.bottlenecks.kl import KLConfig
 from smalti.tokenizers.bottlenecks.rvq import RVQConfig
 from smalti.tokenizers.bottlenecks.vq import VQConfig
 
-VERBS = "quickstart recipes data train runs compare evaluate reconstruct encode decode codes sample complete vary morph doctor"
+VERBS = (
+    "quickstart recipes data train runs compare evaluate reconstruct encode decode codes sample"
+    " complete vary morph doctor"
+)
 
 
 @pytest.fixture(autouse=True)
