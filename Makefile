@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 # Two threads each in two processes slow both down many times over, so parallel tests get one thread each.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 # all but bottlenecks, which trains for two hours: .venv/bin/python benchmarks/bottlenecks.py
-BENCHMARKS := start_up quantize tutorial decoding attention
+BENCHMARKS := start_up quantize tutorial decoding attention dit
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
