@@ -16,6 +16,7 @@ from smalti.device import (
     pick_device,
     processor_name,
     product_dtype,
+    weights_ready,
 )
 from smalti.errors import UserError
 
@@ -100,3 +101,17 @@ def test_numbers_too_small_to_matter_are_nothing_on_every_thread():
     )
     told = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "0"
+
+
+def test_weights_are_ready_within_the_block_and_as_they_were_after_it():
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
+    before = network[0].weight
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = network[0](torch.ones(1, 4))
+        with weights_ready(network):
+            assert network[0].weight.dtype == torch.bfloat16
+            assert network[1].weight.dtype == torch.float32
+            assert torch.equal(network[0](torch.ones(1, 4)), plain)
+        assert network[0].weight is before
+    with weights_ready(network):
+        assert network[0].weight is before

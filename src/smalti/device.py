@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smalti.errors import UserError
 
@@ -96,6 +96,27 @@ def autocast(device: torch.device, precision: Precision = "auto") -> Iterator[No
     dtype = product_dtype(device, precision)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         yield
+
+
+@contextlib.contextmanager
+def weights_ready(network: nn.Module) -> Iterator[None]:
+    """The linear layers' weights in the dtype that products run in here, within the block and without gradients.
+
+    Autocast would cast them anew at every call: of a network that is asked hundreds of times, a tenth of the time.
+    """
+    kind = next(network.parameters()).device.type
+    held = []
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        for layer in network.modules():
+            if isinstance(layer, nn.Linear) and layer.weight.dtype != dtype:
+                held.append((layer, layer.weight))
+                layer.weight = nn.Parameter(layer.weight.to(dtype), requires_grad=False)
+    try:
+        yield
+    finally:
+        for layer, weight in held:
+            layer.weight = weight
 
 
 @contextlib.contextmanager

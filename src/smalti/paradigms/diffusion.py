@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from smalti.config import CodeSpec, Config, Examples, Reads
 from smalti.data.batch import Batch
-from smalti.device import autocast, full_precision
+from smalti.device import autocast, full_precision, weights_ready
 from smalti.errors import UserError
 from smalti.layers.embed import TimeEmbedding
 from smalti.layers.transformer import Transformer, TransformerConfig
@@ -374,7 +374,10 @@ class Diffusion(Paradigm):
         if trajectory is not None:
             watch = lambda data: trajectory.append(shown(data))  # noqa: E731
         denoise = self._denoiser(labels, times, options, options.clip and signals)
-        x = self._solved(denoise, x, times, options, lambda k: self._noise(n, seed, ON_THE_WAY, k, first), keep, watch)
+        with autocast(x.device), weights_ready(self.network.blocks):
+            x = self._solved(
+                denoise, x, times, options, lambda k: self._noise(n, seed, ON_THE_WAY, k, first), keep, watch
+            )
         return shown(x)
 
     def _solved(

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from smalti.config import CodeSpec, Config, Examples, Reads
 from smalti.data.batch import Batch
-from smalti.device import autocast, full_precision
+from smalti.device import autocast, full_precision, weights_ready
 from smalti.errors import UserError
 from smalti.layers.embed import TimeEmbedding
 from smalti.layers.transformer import TransformerConfig
@@ -345,17 +345,17 @@ class _Way:
     def from_here(self, x: Tensor, keep: Tensor, level: float = 1.0) -> Tensor:
         """Codes (n, T) made clean, those under `keep` as they are. `level` is the share that is noised, 1 for all."""
         scheme = self.model.scheme
-        if scheme.step_back:
-            return self._settled(x, keep)
-        if scheme.masks == 1 and self.options.order != "chance":
-            return self._unmasked(x, keep)
-        return self._reversed(x, keep, level)
+        with autocast(self.device), weights_ready(self.model.network.blocks):
+            if scheme.step_back:
+                return self._settled(x, keep)
+            if scheme.masks == 1 and self.options.order != "chance":
+                return self._unmasked(x, keep)
+            return self._reversed(x, keep, level)
 
     def _log_p(self, x: Tensor, t: float, along: float) -> Tensor:
         """log p (n, T, K) of the clean codes, guided."""
         both = x.repeat(1 + self.guided, 1)
-        with autocast(self.device):
-            logits = self.model.logits(self.labels, both, torch.full((len(both),), t, device=self.device))
+        logits = self.model.logits(self.labels, both, torch.full((len(both),), t, device=self.device))
         log_p = logits.float().log_softmax(-1)
         if not bool(log_p.isfinite().all()):
             raise UserError("the model's weights are not finite; its training went wrong, or its file is damaged")
