@@ -299,6 +299,16 @@ def test_the_balance_is_the_ratio_of_gradients_at_the_last_layer(parts):
     assert terms["heard"].coefficient == pytest.approx(paradigm.settings.weight * float(pull / push), rel=1e-4)
 
 
+def test_the_balance_is_steady_where_single_steps_are_not():
+    paradigm = made(start=0)
+    for step in range(60):
+        paradigm.after_step({"slopes": torch.tensor([[1.0], [10.0 if step % 10 else 1.0]])})
+    before = float(paradigm.balance)
+    paradigm.after_step({"slopes": torch.tensor([[1.0], [0.1]])})
+    assert float(paradigm.balance) == pytest.approx(before, rel=0.1)
+    assert before == pytest.approx(1 / 9.1, rel=0.15)
+
+
 def test_the_balance_is_bounded():
     paradigm = made(adaptive=True)
     paradigm.after_step({"slopes": torch.stack([torch.ones(4), torch.zeros(4)])})

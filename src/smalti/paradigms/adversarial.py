@@ -31,6 +31,7 @@ from smalti.tokenizers.perceptual import FrozenNetwork, feature_distance
 
 OURS = frozenset({"errors", "verdicts", "slopes"})  # statistics; the others are the bottleneck's
 MEMORY = 0.99  # how much of the running means of verdicts one step keeps
+STEADY = 0.95  # how much of the running means of gradients one step keeps
 MOST = 1e4  # largest ratio of gradients
 
 
@@ -101,6 +102,7 @@ class Adversarial(Autoencode):
     began: Tensor
     errors: Tensor
     verdicts: Tensor
+    slopes: Tensor
     balance: Tensor
 
     def __init__(self, config: AdversarialConfig, tokenizer: Autoencoder, steps: int) -> None:
@@ -115,6 +117,7 @@ class Adversarial(Autoencode):
         self.register_buffer("began", torch.tensor(start))  # the critic's first step, -1 while there is none
         self.register_buffer("errors", torch.zeros(2))  # summed over the steps of this stretch; mean of the one before
         self.register_buffer("verdicts", torch.zeros(2))  # running means of the logits of real and of made signals
+        self.register_buffer("slopes", torch.zeros(2))  # running means of the lengths of both gradients
         self.register_buffer("balance", torch.tensor(0.0 if config.adaptive else 1.0))  # the ratio of gradients
 
     def players(self) -> dict[str, nn.Module]:
@@ -185,8 +188,11 @@ class Adversarial(Autoencode):
             figures |= dict(zip(("verdict_real", "verdict_made"), means.tolist(), strict=True))
         if "slopes" in statistics:
             # the ratio is that of the step before the one that uses it: a step's own is known only once every
-            # micro-batch and rank has added its gradient, and by then the loss has been differentiated
-            pull, push = statistics["slopes"].flatten(1).norm(dim=1)
+            # micro-batch and rank has added its gradient, and by then the loss has been differentiated. And it is of
+            # running means, for that of single steps differs tenfold: the critic would be heard in shouts and whispers
+            newest = statistics["slopes"].flatten(1).norm(dim=1)
+            self.slopes.lerp_(newest, 1 - STEADY if bool(self.slopes.any()) else 1.0)
+            pull, push = self.slopes
             self.balance.copy_((pull / push.clamp_min(1e-12)).clamp(max=MOST))
             figures["critic_balance"] = float(self.balance)
         return figures
