@@ -18,6 +18,8 @@ def emoji_tokenizer() -> Recipe:
 
     smalti train emoji-tokenizer
     data: emoji
+    time: 10 min on two cores that multiply bf16 in tiles
+    result: 22.5 dB, SSIM 0.83, Fréchet distance 0.184 on held-out concepts, 1,024 of 1,024 codes used
     """
     return Recipe(
         name="emoji-tokenizer",
@@ -53,18 +55,27 @@ def emoji_tokenizer_16() -> Recipe:
 
 
 def emoji_vqgan() -> Recipe:
-    """The 8×8 grid of 1,024 codes, trained on against a critic: crisper, if a little less exact.
+    """The trained `emoji-tokenizer`, its run in runs/emoji-tokenizer, trained on against a critic: crisper.
 
-    smalti train emoji-vqgan
+    smalti train emoji-vqgan --init runs/emoji-tokenizer
     data: emoji
+    time: 6 min on one of two cores, after the tokenizer's
+    result: 22.2 dB on held-out concepts (the tokenizer 22.5), Fréchet distance 0.157 (0.184), all codes used
     """
     return emoji_tokenizer().changed(
         **{
             "name": "emoji-vqgan",
+            "init": "runs/emoji-tokenizer",
             "paradigm.kind": "adversarial",
-            "paradigm.weight": 2.0,
-            "paradigm.start": 4600,
-            "paradigm.critic.lr": 2e-3,  # a quarter of it is left when the critic starts
+            "paradigm.start": 0,
+            "paradigm.weight": 1.0,
+            "paradigm.perceptual_weight": 10.0,
+            "paradigm.penalty_weight": 0.05,  # of R1; with 1 the critic never tells real from made
+            "paradigm.critic.lr": 1e-3,
+            "training.steps": 1000,
+            "training.lr": 1e-3,
+            "training.muon_lr": 0.005,
+            "training.validate_every": 250,
         }
     )
 
@@ -83,6 +94,8 @@ def emoji_dvae() -> Recipe:
 
     smalti train emoji-dvae
     data: emoji
+    time: 10 min on two cores that multiply bf16 in tiles
+    result: 22.4 dB, SSIM 0.83, Fréchet distance 0.171 on held-out concepts, 1,024 of 1,024 codes used
     """
     return _with(GumbelConfig(codes=1024, dim=8), "emoji-dvae", 4700)
 
