@@ -230,7 +230,7 @@ def test_a_picture_cut_short_takes_nobody_elses_label(tiny, data, tmp_path, caps
             codes = tokenizer.encode(to_signal(read_image(path, 1))[None])[0].to(torch.int32)
             seen.setdefault(codes.numpy().tobytes(), set()).add(int(path.parent.name == "Standing"))
     with safe_open(tmp_path / "run" / "codes" / "train.safetensors", "pt") as file:
-        codes, labels = file.get_tensor("codes")[0], file.get_tensor("labels")
+        codes, labels = file.get_tensor("values")[0], file.get_tensor("labels")
     assert len(codes) == len(labels)
     for code, label in zip(codes, labels.tolist(), strict=True):
         assert label in seen[code.numpy().tobytes()]
