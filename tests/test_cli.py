@@ -542,7 +542,7 @@ def test_a_mistake_has_no_traceback_and_a_bug_has_one():
     assert done.stderr == "smalti: no run at nowhere; `smalti runs` lists what has been trained\n"
     code = "import smalti.recipes, smalti.cli, sys; smalti.recipes.listing = lambda: 1 / 0; sys.argv[1:] = ['recipes']"
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}; smalti.cli.main()"], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", f"{code}; smalti.cli.main()"], capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 1
     assert "Traceback" in done.stderr

@@ -226,7 +226,7 @@ def test_a_process_killed_in_the_midst(tiny, tmp_path):
     )  # fmt: skip
     assert process.stdout.readline() == "here\n"
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     (left,) = out.parent.iterdir()  # under a name that nobody takes for codes
     assert left.name.startswith(".")
     assert len(list(left.iterdir())) >= 2  # shards were written as they filled

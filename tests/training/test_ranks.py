@@ -47,7 +47,7 @@ def two_ranks(folder: Path, kind: str, **settings) -> None:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
     processes = [start(folder, kind, place | {"RANK": str(rank), "LOCAL_RANK": "0"}, **settings) for rank in range(2)]
-    told = [process.communicate(timeout=60)[1] for process in processes]
+    told = [process.communicate(timeout=240)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(told)
 
 

@@ -144,7 +144,7 @@ def test_killed_at_random_moments(tmp_path, differences):
         print(f"killed after step {reached}")
     assert 0 < reached < steps, "the kills came too late to mean anything"
     process = start(tmp_path / "killed", "tokenizer", steps=steps)
-    told = process.communicate(timeout=60)[1]
+    told = process.communicate(timeout=240)[1]
     assert process.returncode == 0, told
     assert f"continues from step {reached} of {steps}" in told
     assert train(tmp_path / "whole", "tokenizer", steps=steps).finished
