@@ -12,21 +12,17 @@ channels, 1x1 back), the mirror of it, codes of width 64 that learn by gradient,
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common import RESULTS, arguments, table, write
+from common import PACE, RESULTS, arguments, kept, pace, pace_of, steps_in, table, write
 from smalti.config import Config
 from smalti.data.batch import Batch
 from smalti.data.image import to_signal
@@ -47,7 +43,6 @@ from smalti.tokenizers.bottlenecks.kl import KLConfig
 from smalti.tokenizers.bottlenecks.lfq import LFQConfig
 from smalti.tokenizers.bottlenecks.rvq import RVQConfig
 from smalti.tokenizers.bottlenecks.vq import VQConfig
-from smalti.training.log import read_metrics
 
 LIVELY: dict[str, Any] = {"codes": 1024, "dim": 8, "decay": 0.95, "revive_below": 0.3}
 BOTTLENECKS: dict[str, Config] = {
@@ -63,7 +58,6 @@ BOTTLENECKS: dict[str, Config] = {
     "gumbel": GumbelConfig(),
     "kl": KLConfig(weight=5e-5),
 }
-PACE = range(20, 60)  # the steps whose pace is taken
 
 
 def with_bottleneck(name: str, steps: int) -> Recipe:
@@ -72,16 +66,6 @@ def with_bottleneck(name: str, steps: int) -> Recipe:
     model = recipe.model.model_copy(update={"bottleneck": BOTTLENECKS[name]})
     chosen = recipe.model_copy(update={"model": model, "name": name})
     return chosen.changed(**{"training.steps": steps, "training.validate_every": max(min(500, steps // 4), 1)})
-
-
-def pace(name: str, folder: Path) -> float:
-    """Seconds a step takes."""
-    trial = with_bottleneck(name, PACE.stop).changed(**{"training.log_every": 1, "training.save_seconds": 1e6})
-    train(trial, out=folder / "pace")
-    rows = [row for row in read_metrics(folder / "pace" / "metrics.jsonl") if row["split"] == "train"]
-    at = [row["time"] for row in rows if row["step"] in PACE]
-    shutil.rmtree(folder / "pace")
-    return median(after - before for before, after in pairwise(at))
 
 
 def ours(name: str, steps: int, folder: Path) -> dict[str, Any]:
@@ -191,21 +175,11 @@ def row(name: str, figures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def kept(name: str, made: Callable[[], Any]) -> Any:
-    """What an earlier, perhaps interrupted, run of this benchmark found, or else is found now."""
-    part = RESULTS / "bottlenecks-parts" / f"{name}.json"
-    if not part.exists():
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(made(), default=str))
-    return json.loads(part.read_text())
-
-
 def measured_pace(name: str, folder: Path) -> float:
     """Seconds a step takes, the first ones left out."""
     if name != "chapter":
-        return pace(name, folder)
-    _, at = chapter_steps(PACE.stop)
-    return median(after - before for before, after in pairwise(at[PACE.start :]))
+        return pace(with_bottleneck(name, PACE.stop), folder / "pace")
+    return pace_of(chapter_steps(PACE.stop)[1])
 
 
 def trained(name: str, steps: int, folder: Path) -> dict[str, Any]:
@@ -225,11 +199,12 @@ def main() -> None:
     seconds = 6 if options.quick else 60 * options.minutes
     chosen = options.only.split(",") if options.only else ["chapter", *BOTTLENECKS]
     folder = options.runs / f"{seconds:g}s"
-    paces = {name: kept(f"pace-{name}", partial(measured_pace, name, folder)) for name in chosen}
+    parts = RESULTS / "bottlenecks-parts"
+    paces = {name: kept(parts / f"pace-{name}.json", partial(measured_pace, name, folder)) for name in chosen}
     found: dict[str, Any] = {}
     for name in chosen:
-        steps = max(1, int(round(seconds / paces[name], -2 if seconds > 60 else 0)))
-        figures = kept(f"{name}-{seconds:g}s", partial(trained, name, steps, folder))
+        steps = steps_in(seconds, paces[name])
+        figures = kept(parts / f"{name}-{seconds:g}s.json", partial(trained, name, steps, folder))
         found[name] = {**figures, "pace": paces[name]}
         table(f"emoji, {seconds / 60:g} minutes each", [row(each, found[each]) for each in found])
     if "chapter" in found:

@@ -6,9 +6,11 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from smalti.device import multiplies_bf16, processor_name
+from smalti.recipe import Recipe
+from smalti.runs import train
+from smalti.training.log import read_metrics
 
 RESULTS = Path(__file__).resolve().parent / "results"
+PACE = range(10, 30)  # the steps whose pace is taken
 
 
 def arguments(question: str) -> argparse.ArgumentParser:
@@ -56,6 +62,33 @@ def median_seconds(work: Callable[[], object], repeats: int, warm_up: int = 1) -
     for _ in range(warm_up):
         work()
     return statistics.median(seconds(work) for _ in range(repeats))
+
+
+def pace(recipe: Recipe, folder: Path) -> float:
+    """Seconds a training step of a recipe takes, the first ones left out; the median."""
+    longer = {"steps": PACE.stop, "log_every": 1, "save_seconds": 1e6, "validate_every": PACE.stop}
+    train(recipe.changed(**{f"training.{name}": value for name, value in longer.items()}), out=folder)
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["split"] == "train"]
+    shutil.rmtree(folder)
+    return pace_of([row["time"] for row in rows])
+
+
+def pace_of(at: Sequence[float]) -> float:
+    """Seconds a step takes, from when each of the first `PACE.stop` steps ended; the median."""
+    return statistics.median(after - before for before, after in pairwise(at[PACE.start :]))
+
+
+def steps_in(seconds: float, a_step: float) -> int:
+    """How many steps fit, to two figures or so: settled beforehand, so that a learning rate comes to its end."""
+    return max(1, int(round(seconds / a_step, -2 if seconds > 60 else 0)))
+
+
+def kept(path: Path, made: Callable[[], Any]) -> Any:
+    """What an earlier, perhaps interrupted, run of a benchmark found and left in a file, or else is found now."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(made(), default=str))
+    return json.loads(path.read_text())
 
 
 def show(value: object) -> str:

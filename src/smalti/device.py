@@ -98,6 +98,12 @@ def autocast(device: torch.device, precision: Precision = "auto") -> Iterator[No
         yield
 
 
+def product_dtype_of(x: Tensor) -> torch.dtype:
+    """The dtype in which a product takes x here: that of autocast within its region, otherwise that of x."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 @contextlib.contextmanager
 def weights_ready(network: nn.Module) -> Iterator[None]:
     """The linear layers' weights in the dtype that products run in here, within the block and without gradients.

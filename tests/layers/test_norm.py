@@ -56,16 +56,34 @@ def test_in_bf16_the_mean_is_summed_in_full(training, generator):
     torch.testing.assert_close(out.float(), norm(x.float()), atol=0.03, rtol=0.02)
 
 
-def test_a_weight_of_several_axes(generator):
-    """Queries and keys (B, T, 2, H, D), each with its own weight."""
-    x = torch.randn(2, 3, 2, 4, 6, generator=generator, dtype=torch.float64, requires_grad=True)
-    norm = RMSNorm(2, 1, 6).double()
-    torch.nn.init.normal_(norm.weight, generator=generator)
-    upstream = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    composed = x / (x.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight
-    torch.testing.assert_close(norm(x), composed)
-    ours = torch.autograd.grad(norm(x), (x, norm.weight), upstream)
-    torch.testing.assert_close(ours, torch.autograd.grad(composed, (x, norm.weight), upstream))
+@pytest.mark.parametrize("rows", [(2, 1, 6), (6,)])
+def test_scale_and_shift_of_each_example(rows, generator):
+    x = torch.randn(2, 5, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    scale, shift = torch.randn(2, *rows, generator=generator, dtype=torch.float64).requires_grad_().unbind(0)
+    norm, upstream = made(6), torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    composed = x / (x.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt() * (norm.weight * scale) + shift
+    torch.testing.assert_close(norm(x, scale, shift), composed)
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x, scale, shift), composed)
+    inputs = (x, norm.weight, scale, shift)
+    ours = torch.autograd.grad(norm(x, scale, shift), inputs, upstream)
+    torch.testing.assert_close(ours, torch.autograd.grad(composed, inputs, upstream))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_another_dtype_comes_out_and_gradients_keep_theirs(training, generator):
+    x = torch.randn(3, 64, generator=generator, requires_grad=True)
+    norm, shift = made(64, torch.float32), torch.randn(64, generator=generator, requires_grad=True)
+    with torch.set_grad_enabled(training):
+        out = norm(x, None, shift, torch.bfloat16)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), norm(x, None, shift), atol=0.05, rtol=0.02)
+    if training:
+        upstream = torch.randn(x.shape, generator=generator)
+        low = torch.autograd.grad(out, (x, norm.weight, shift), upstream.bfloat16())
+        full = torch.autograd.grad(norm(x, None, shift), (x, norm.weight, shift), upstream)
+        assert all(each.dtype == torch.float32 for each in low)
+        torch.testing.assert_close(low, full, atol=0.05, rtol=0.05)
 
 
 def test_a_row_of_zeros_is_no_division_by_zero():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 # up to this many scores a head the products are written out on a processor: torch's fused kernel takes five times as
@@ -32,14 +35,44 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    batch, heads, length, width = q.shape
-    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-    if mask is None:
-        scores = torch.bmm(q, k.transpose(1, 2)) * width**-0.5
-    else:
+    batch, heads, length, _ = q.shape
+    bias = None
+    if mask is not None:
         # a large finite number, for a row of -inf would become NaN
         bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -1e4)
-        bias = bias.expand(batch, heads, length, k.shape[1]).flatten(0, 1)
-        scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=width**-0.5)
-    weights = scores.softmax(-1)  # sums in fp32 inside, also when the scores are bf16
-    return torch.bmm(weights, v).unflatten(0, (batch, heads))
+        bias = bias.expand(batch, heads, length, k.shape[2]).flatten(0, 1)
+    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+    out = _Products.apply(q, k, v, bias) if torch.is_grad_enabled() else torch.bmm(_weights(q, k, bias), v)
+    return out.unflatten(0, (batch, heads))
+
+
+class _Products(torch.autograd.Function):
+    """q, k, v (N, T or S, D) and a bias (N, T, S) or None -> (N, T, D); the scale is part of products backward too."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        weights = _weights(q, k, bias)
+        ctx.save_for_backward(q, k, v, weights)
+        return torch.bmm(weights, v)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights = ctx.saved_tensors
+        of_weights = torch.bmm(grad, v.transpose(1, 2))
+        of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_q, of_k = _scaled(of_scores, k), _scaled(of_scores.transpose(1, 2), q)
+        return of_q, of_k, torch.bmm(weights.transpose(1, 2), grad), None
+
+
+def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    return _scaled(q, k.transpose(1, 2), bias, q.shape[-1]).softmax(-1)  # sums in fp32 inside, also of bf16
+
+
+def _scaled(a: Tensor, b: Tensor, bias: Tensor | None = None, width: int | None = None) -> Tensor:
+    """a @ b / sqrt(width), the bias added; the width is that of b's rows unless given."""
+    scale = (width or b.shape[-1]) ** -0.5
+    if bias is None:
+        nothing = a.new_empty(1)  # it counts for nothing, but has to be there
+        return torch.baddbmm(nothing, a, b, beta=0, alpha=scale)
+    return torch.baddbmm(bias, a, b, alpha=scale)

@@ -10,47 +10,58 @@ from torch.autograd.function import once_differentiable
 
 
 class _RMSNorm(torch.autograd.Function):
-    """The normalisation with its gradient written out: on a processor the composed one takes twice as long."""
+    """The normalisation with its gradient written out: on a processor the composed one takes twice as long.
+
+    What follows the mean runs in the dtype of the result: a product in bf16 has its input without one more pass.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        inverse = _inverse_rms(x, eps)
-        normed = x * inverse
+    def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
+        inverse = inverse_rms(x, eps)
+        normed, weight = (x * inverse).to(dtype), weight.to(dtype)
         ctx.save_for_backward(normed, inverse, weight)
-        return normed * weight.to(x.dtype)
+        ctx.shift = None if shift is None else (shift.shape, shift.dtype)
+        return normed * weight if shift is None else torch.addcmul(shift.to(dtype), normed, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         normed, inverse, weight = ctx.saved_tensors
-        low = weight.to(normed.dtype)
         product = grad * normed
-        mean = (product * low).mean(-1, keepdim=True)
-        grad_weight = product.sum_to_size(weight.shape).to(weight.dtype)
-        return (grad * low).addcmul_(normed, mean, value=-1).mul_(inverse), grad_weight, None
+        of_shift = None if ctx.shift is None else grad.sum_to_size(ctx.shift[0]).to(ctx.shift[1])
+        of_x = norm_slope(grad * weight, product.mul(weight), normed, inverse)
+        return of_x, product.sum_to_size(weight.shape).to(inverse.dtype), of_shift, None, None
+
+
+def norm_slope(grad: Tensor, product: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
+    """The gradient of x, from that of x * inverse and from its product with it, in the dtype of `inverse`."""
+    return grad.addcmul_(normed, product.mean(-1, keepdim=True), value=-1).to(inverse.dtype).mul_(inverse)
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the mean taken over the last axis; the dtype stays that of x.
+    """x / rms(x) * weight, the mean taken over the last axis."""
 
-    `shape` is the weight's, lined up with the last axes of x: (D,) for one weight a channel, (2, 1, D) for queries and
-    keys (B, T, 2, H, D) at once, each with its own.
-    """
-
-    def __init__(self, *shape: int, eps: float = 1e-6) -> None:
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(shape))
+        self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """`scale`, if there is one, multiplies the weight: (B, 1, D) for one of each example's own."""
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """x (…, D) -> the same, in another dtype if one is given.
+
+        `scale` multiplies the weight and `shift` is added: (B, 1, D) for one of each example's own.
+        """
         weight = self.weight if scale is None else self.weight * scale
+        dtype = dtype or x.dtype
         if torch.is_grad_enabled():
-            return _RMSNorm.apply(x, weight, self.eps)
-        return x * _inverse_rms(x, self.eps) * weight.to(x.dtype)
+            return _RMSNorm.apply(x, weight, shift, self.eps, dtype)
+        normed, weight = (x * inverse_rms(x, self.eps)).to(dtype), weight.to(dtype)
+        return normed * weight if shift is None else torch.addcmul(shift.to(dtype), normed, weight)
 
 
-def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
     """1 / rms over the last axis, summed in fp32 at least, in the dtype of x."""
     wide = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smalti.config import Config
-from smalti.device import full_precision
+from smalti.device import full_precision, product_dtype_of
 from smalti.layers.attention import attend
 from smalti.layers.cache import Cache
+from smalti.layers.gated import gated_sum, swiglu
+from smalti.layers.heads import Heads
 from smalti.layers.norm import RMSNorm
-from smalti.layers.rope import rotate, rotations
+from smalti.layers.rope import rotations
 
 
 class TransformerConfig(Config):
@@ -59,7 +61,7 @@ class Block(nn.Module):
         self.head_width = width // config.heads
         self.attention_norm = RMSNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.query_key_norm = RMSNorm(2, 1, self.head_width)
+        self.query_key_norm = Heads(self.head_width)
         self.out = nn.Linear(width, width, bias=False)
         self.mlp_norm = RMSNorm(width)
         self.gate_up = nn.Linear(width, 2 * config.inner, bias=False)
@@ -86,10 +88,11 @@ class Block(nn.Module):
         shared: Tensor | None = None,
     ) -> Tensor:
         first, second = self._modulations(shared)
-        attention = self._attention(_normed(x, self.attention_norm, first), turn, mask, causal, cache, layer)
+        dtype = product_dtype_of(x)
+        attention = self._attention(_normed(x, self.attention_norm, first, dtype), turn, mask, causal, cache, layer)
         x = _added(x, self.dropout(attention), first)
-        gate, up = self.gate_up(_normed(x, self.mlp_norm, second)).chunk(2, -1)
-        return _added(x, self.dropout(self.down(F.silu(gate) * up)), second)
+        hidden = swiglu(self.gate_up(_normed(x, self.mlp_norm, second, dtype)))
+        return _added(x, self.dropout(self.down(hidden)), second)
 
     def _modulations(self, shared: Tensor | None) -> tuple[Modulation, Modulation]:
         if shared is None:
@@ -101,24 +104,21 @@ class Block(nn.Module):
         self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool, cache: Cache | None, layer: int
     ) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_width))  # (B, T, 3, H, D)
-        # queries and keys are normalised and turned together: half as many operations to start
-        both = rotate(self.query_key_norm(qkv[:, :, :2]).flatten(2, 3), *turn)  # (B, T, 2H, D)
-        q, k = both.transpose(1, 2).chunk(2, 1)  # (B, H, T, D) each
-        v = qkv[:, :, 2].transpose(1, 2)
+        q, k, v = self.query_key_norm(qkv, *turn)  # (B, H, T, D) each
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         return self.out(attend(q, k, v, mask, causal).transpose(1, 2).flatten(2))
 
 
-def _normed(x: Tensor, norm: RMSNorm, modulation: Modulation) -> Tensor:
+def _normed(x: Tensor, norm: RMSNorm, modulation: Modulation, dtype: torch.dtype | None = None) -> Tensor:
     if modulation is None:
-        return norm(x)
+        return norm(x, dtype=dtype)
     shift, scale, _ = modulation
-    return norm(x, 1 + scale) + shift
+    return norm(x, 1 + scale, shift, dtype)
 
 
 def _added(x: Tensor, change: Tensor, modulation: Modulation) -> Tensor:
-    return x + change if modulation is None else x + modulation[2] * change
+    return x + change if modulation is None else gated_sum(x, change, modulation[2])
 
 
 class Transformer(nn.Module):
@@ -150,8 +150,6 @@ class Transformer(nn.Module):
         """
         shared, last = self._modulation(condition)
         turn = rotations(positions, self.config.width // self.config.heads)
-        if not torch.is_autocast_enabled(x.device.type):
-            turn = (turn[0].to(x.dtype), turn[1].to(x.dtype))
         mask = attend if isinstance(attend, Tensor) else None
         for layer, block in enumerate(self.blocks):
             x = block(x, turn, mask, isinstance(attend, str) and attend == "causal", cache, layer, shared)

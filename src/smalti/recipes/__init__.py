@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from smalti.errors import UserError, nearest
 from smalti.recipe import Recipe
 from smalti.recipes.cifar import cifar_tokenizer
-from smalti.recipes.emoji import emoji_dvae, emoji_tokenizer, emoji_tokenizer_16, emoji_vae, emoji_vqgan
+from smalti.recipes.emoji import (
+    emoji_ar,
+    emoji_dit,
+    emoji_dvae,
+    emoji_masked,
+    emoji_tokenizer,
+    emoji_tokenizer_16,
+    emoji_vae,
+    emoji_vqgan,
+)
 from smalti.recipes.fashion import (
     fashion,
     fashion_dit,
@@ -22,6 +31,7 @@ from smalti.recipes.fashion import (
     fashion_uniform,
     fashion_vae,
     fashion_vq_diffusion,
+    fashion_vq_latent_dit,
     quickstart,
 )
 from smalti.recipes.folder import folder, folder_tokenizer, photo_tokenizer
@@ -39,12 +49,16 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "fashion-dit": fashion_dit,
     "fashion-flow": fashion_flow,
     "fashion-latent-dit": fashion_latent_dit,
+    "fashion-vq-latent-dit": fashion_vq_latent_dit,
     "cifar-tokenizer": cifar_tokenizer,
     "emoji-tokenizer": emoji_tokenizer,
     "emoji-tokenizer-16": emoji_tokenizer_16,
     "emoji-vqgan": emoji_vqgan,
     "emoji-vae": emoji_vae,
     "emoji-dvae": emoji_dvae,
+    "emoji-ar": emoji_ar,
+    "emoji-masked": emoji_masked,
+    "emoji-dit": emoji_dit,
     "folder-tokenizer": folder_tokenizer,
     "photo-tokenizer": photo_tokenizer,
     "folder": folder,

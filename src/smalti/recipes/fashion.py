@@ -231,6 +231,15 @@ def fashion_latent_dit() -> Recipe:
     )
 
 
+def fashion_vq_latent_dit() -> Recipe:
+    """A diffusion transformer on what a VQ tokenizer has before its codebook; the nearest codes are taken at the end.
+
+    smalti train fashion-vq-latent-dit
+    data: fashion-mnist
+    """
+    return fashion_latent_dit().model_copy(update={"name": "fashion-vq-latent-dit", "tokenizer": fashion().tokenizer})
+
+
 def _codebook(codes: int) -> VQConfig:
     # a short run moves its encoder fast: codes follow in tens of steps, and idle ones are put to use soon
     return VQConfig(codes=codes, dim=8, decay=0.95, revive_below=0.3)
