@@ -21,6 +21,7 @@ from smalti.config import Config
 from smalti.device import full_precision, product_dtype_of
 from smalti.layers.attention import attend
 from smalti.layers.cache import Cache
+from smalti.layers.dropout import Dropout
 from smalti.layers.gated import gated_sum, swiglu
 from smalti.layers.heads import Heads
 from smalti.layers.norm import RMSNorm
@@ -66,7 +67,7 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(width)
         self.gate_up = nn.Linear(width, 2 * config.inner, bias=False)
         self.down = nn.Linear(config.inner, width, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         for layer in (self.qkv, self.gate_up):
             nn.init.normal_(layer.weight, std=width**-0.5)
         if conditioned:

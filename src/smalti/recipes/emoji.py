@@ -119,13 +119,13 @@ def emoji_ar() -> Recipe:
         model=TransformerConfig(layers=6, width=256, heads=4, dropout=0.2),
         paradigm=AutoregressiveConfig(sampling=AutoregressiveOptions(guidance=1.5)),
         training=TrainingConfig(
-            steps=1000,
+            steps=600,
             batch=128,
             lr=3e-3,
             muon_lr=0.01,
             warmup=50,
             betas=(0.9, 0.95),
-            validate_every=200,
+            validate_every=100,
             variants=8,
         ),
     )

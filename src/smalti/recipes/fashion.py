@@ -121,7 +121,7 @@ def fashion() -> Recipe:
         model=TransformerConfig(layers=6, width=256, heads=4, dropout=0.05),
         paradigm=AutoregressiveConfig(sampling=AutoregressiveOptions(guidance=1.3)),
         training=TrainingConfig(
-            steps=1200, batch=128, lr=3e-3, muon_lr=0.01, warmup=50, betas=(0.9, 0.95), validate_every=200
+            steps=1000, batch=128, lr=3e-3, muon_lr=0.01, warmup=50, betas=(0.9, 0.95), validate_every=200
         ),
     )
 
@@ -192,7 +192,7 @@ def fashion_dit() -> Recipe:
             sampling=DiffusionOptions(solver="ddim", steps=25, guidance=1.5),
         ),
         training=TrainingConfig(
-            steps=2500, batch=128, lr=2e-3, muon_lr=0.01, warmup=100, betas=(0.9, 0.95), validate_every=500
+            steps=1200, batch=128, lr=2e-3, muon_lr=0.01, warmup=100, betas=(0.9, 0.95), validate_every=240
         ),
     )
 
