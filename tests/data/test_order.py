@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smalti.data.order import indices, uniform
+from smalti.data.order import draws, indices, uniform
 
 MASK = (1 << 64) - 1
 
@@ -29,6 +29,11 @@ def naive_uniform(seed: int, step: int, row: int, stream: int) -> float:
 def test_the_generator_is_splitmix64():
     # the first number that the published generator gives for the seed 0
     assert mix(0) == 0xE220A8397B1DCDAF
+
+
+@given(seed=st.integers(-(2**63), 2**63), step=st.integers(0, 2**40), stream=st.integers(0, 9))
+def test_draws_are_uniform_of_the_first_rows(seed, step, stream):
+    assert draws(5, seed, step, stream) == uniform(seed, step, torch.arange(5), stream).tolist()
 
 
 @given(

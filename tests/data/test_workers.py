@@ -149,7 +149,7 @@ def test_only_broken_files_are_forgiven(source, monkeypatch):
 
 
 def test_what_a_worker_imports_is_light():
-    code = "import smalti.data.folder, smalti.data.workers, sys; sys.exit('torch' in sys.modules)"
+    code = "import smalti.data.folder, smalti.data.scenes, smalti.data.workers, sys; sys.exit('torch' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(SRC)}, check=False).returncode
         == 0

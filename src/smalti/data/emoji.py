@@ -181,8 +181,8 @@ def read_emoji(contents: Mapping[str, bytes]) -> tuple[np.ndarray, np.ndarray, l
     from smalti.data.decoded import decode
 
     words = read_words(contents)
-    archives = [_opened(contents, f"{artist}.zip") for artist in ARTISTS]
-    drawings = [each for each in _drawings(archives) if each.code in words]
+    drawings, archives = find_drawings(contents)
+    drawings = [each for each in drawings if each.code in words]
     if not drawings:
         raise UserError("emoji: there are no pictures in its files")
     key = [DECODING, *(hashlib.sha256(contents[name]).hexdigest() for name in sorted(contents))]
@@ -228,14 +228,16 @@ def _toned(emoji: Iterable[Mapping[str, Any]], words: Mapping[str, Words]) -> It
             yield code, Words((", ".join([base.text[0], *tones]), *base.text[1:]), base.group)
 
 
-def _drawings(archives: Sequence[zipfile.ZipFile]) -> list[Drawing]:
+def find_drawings(contents: Mapping[str, bytes]) -> tuple[list[Drawing], list[zipfile.ZipFile]]:
+    """Every picture file, ordered by artist, then code, and the artists' archives."""
+    archives = [_opened(contents, f"{artist}.zip") for artist in ARTISTS]
     found = [
         Drawing(artist, code_of(file.stem), str(file))
         for artist, archive in enumerate(archives)
         for file in map(PurePosixPath, archive.namelist())
         if file.suffix in (".webp", ".png")
     ]
-    return sorted(found, key=lambda each: (each.artist, each.code))
+    return sorted(found, key=lambda each: (each.artist, each.code)), archives
 
 
 class _Drawn(Source):

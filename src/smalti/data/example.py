@@ -58,6 +58,7 @@ class Source(ABC):
     artists: tuple[str, ...] = ()
     fingerprint: str
     broken: Sequence[tuple[str, str]] = ()
+    made: bool = False  # computed, without end: nothing in it can be broken, and nobody counts through it
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -171,10 +172,17 @@ def part_of(kind: str, validation: float) -> SplitName:
 
     It depends on the kind alone, so a set of the same things in another form is split alike.
     """
-    at = int.from_bytes(hashlib.blake2b(kind.encode(), digest_size=8, person=b"split").digest(), "big") / 2**64
+    at = lot(kind, "split")
     if at < TEST_SHARE:
         return "test"
     return "validation" if at < TEST_SHARE + (1 - TEST_SHARE) * validation else "train"
+
+
+def lot(kind: str, purpose: str) -> float:
+    """In [0, 1): what a kind draws for a purpose, by a hash; the same on every machine."""
+    return (
+        int.from_bytes(hashlib.blake2b(kind.encode(), digest_size=8, person=purpose.encode()).digest(), "big") / 2**64
+    )
 
 
 def held_out(contents: Sequence[bytes], share: float) -> np.ndarray:

@@ -102,6 +102,8 @@ def sweep(source: Source, config: DataConfig, batch: int, rank: int = 0, ranks: 
 
 def broken_in(source: Source, config: DataConfig) -> list[tuple[str, str]]:
     """(name, reason) of every picture that cannot be read; all of them are read to know. UserError above 5 %."""
+    if source.made:
+        return []
     pixels = open_pixels(source, config.workers)
     try:
         for _ in pixels.stream(torch.arange(len(source)).split(256)):

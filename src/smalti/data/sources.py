@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, PositiveInt
 
 from smalti.config import Config, SignalSpec
-from smalti.data.example import TEST_SHARE, Item, MemorySource, Source, SplitName, held_out, part_of
+from smalti.data.example import TEST_SHARE, Item, MemorySource, Source, SplitName, held_out
 from smalti.data.fetch import cache_dir, obtain
 from smalti.data.folder import Folder, FolderSource, read_folder
 from smalti.data.image import Fit, fit, recolour
@@ -81,7 +81,7 @@ def describe(config: DataConfig) -> dict[str, Any]:
         about["splits"][split] = {
             "pictures": len(source),
             "labels": dict(zip(source.labels, counts, strict=False)),
-            "with_text": sum(bool(source.text(i)) for i in range(len(source))) if source.has_text else 0,
+            "with_text": _with_text(source),
             "fingerprint": source.fingerprint,
         }
         if (artists := source.artist_ids) is not None:
@@ -89,6 +89,13 @@ def describe(config: DataConfig) -> dict[str, Any]:
             about["splits"][split]["artists"] = dict(zip(source.artists, drawn, strict=True))
         about |= {"channels": source.signal.channels, "shape": list(source.signal.shape)}
     return about
+
+
+def _with_text(source: Source) -> int:
+    """How many examples have a text."""
+    if source.made or not source.has_text:
+        return len(source) if source.has_text else 0
+    return sum(bool(source.text(i)) for i in range(len(source)))
 
 
 def _is_named(config: DataConfig) -> bool:
@@ -120,8 +127,10 @@ def _open_named(config: DataConfig, split: str) -> Source:
     named = NAMED_SETS[config.source]
     splits, _ = _read_named(config.source, str(cache_dir()))
     whole = splits.get(split, splits["train"])
+    if isinstance(whole, Source):
+        return _as_made(whole, config)
     if whole.details:
-        chosen = np.array([part_of(detail.kind, config.validation) == split for detail in whole.details])
+        chosen = np.array([named.part(detail, config.validation) == split for detail in whole.details])
     elif split == "test":
         chosen = np.ones(len(whole.pixels), dtype=bool)
     else:
@@ -132,15 +141,32 @@ def _open_named(config: DataConfig, split: str) -> Source:
     return MemorySource(config.source, pixels, ids, named.labels, details, named.artists)
 
 
+def _as_made(source: Source, config: DataConfig) -> Source:
+    """A source that is computed, unless the configuration asks for what it cannot be."""
+    signal = source.signal
+    if (config.shape or signal.shape, config.channels or signal.channels) != (signal.shape, signal.channels):
+        size = "×".join(map(str, signal.shape))
+        raise UserError(
+            f"{source.name}: made as {size} in {signal.channels} channels; leave out data.shape and channels"
+        )
+    if config.flip:
+        raise UserError(f"{source.name}: its texts say what is left and right, so data.flip must be false")
+    return source
+
+
 @lru_cache(maxsize=2)
-def _read_named(name: str, cache: str) -> tuple[dict[str, Pictures], str]:
+def _read_named(name: str, cache: str) -> tuple[dict[str, Pictures | Source], str]:
     """The set's splits and the way they came; remembered, since train, validation and test are opened one by one."""
     del cache  # only part of what is remembered by: another cache folder, another set of files
     named = NAMED_SETS[name]
-    contents, way = obtain(name, named.files, named.ways, named.places)
-    splits = {split: Pictures(*part) for split, part in named.read(contents).items()}
-    pixels, labels, details = splits["train"]
-    if "test" not in splits and not details:  # details tell the split
+    kept = named.of or name
+    contents, way = obtain(kept, NAMED_SETS[kept].files, NAMED_SETS[kept].ways, NAMED_SETS[kept].places)
+    splits = {
+        split: part if isinstance(part, Source) else Pictures(*part) for split, part in named.read(contents).items()
+    }
+    whole = splits["train"]
+    if "test" not in splits and isinstance(whole, Pictures) and not whole.details:  # details tell the split
+        pixels, labels, _ = whole
         out = held_out([picture.tobytes() for picture in pixels], TEST_SHARE)
         splits = {"train": Pictures(pixels[~out], labels[~out]), "test": Pictures(pixels[out], labels[out])}
     return splits, way
