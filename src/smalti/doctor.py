@@ -14,7 +14,19 @@ import torch
 from smalti.data.fetch import cache_dir
 from smalti.device import multiplies_bf16, pick_device, processor_name, product_dtype, synchronize
 
-NEEDED = ("torch", "pydantic", "typer", "safetensors", "numpy", "pillow", "rich", "matplotlib", "torchmetrics", "pooch")
+NEEDED = (
+    "torch",
+    "pydantic",
+    "typer",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "pillow",
+    "rich",
+    "matplotlib",
+    "torchmetrics",
+    "pooch",
+)
 
 
 def examine() -> dict[str, Any]:
