@@ -293,6 +293,30 @@ def test_sample(smalti, tiny):
     assert Path("samples/sample_00000.png").exists()
 
 
+@pytest.mark.usefixtures("quick_judge")
+def test_the_best_of_several(smalti, tiny):
+    told = smalti("sample", tiny.run, "--label", "standing", "--n", 3, "--seed", 3, "--best-of", 4, "--out", "best",
+                  "--device", "cpu")  # fmt: skip
+    assert told.status == 0, told.err
+    fields = read_text("best/standing_00002.png")
+    assert (fields["smalti:best-of"], fields["smalti:index"]) == ("4", "2")
+    smalti("sample", tiny.run, "--label", "standing", "--n", 12, "--seed", 3, "--out", "all", "--device", "cpu")
+    drawn = [read_image(f"all/standing_{i:05}.png", 1) for i in range(12)]
+    for i in range(3):  # sample i is one of its own four
+        kept = read_image(f"best/standing_{i:05}.png", 1)
+        assert any((kept == each).all() for each in drawn[4 * i : 4 * i + 4])
+    assert "smalti:best-of" not in read_text("all/standing_00000.png")
+
+    for wrong, said in (
+        (("--n", 2), "--label"),
+        (("--label", "Standing", "--animate", "way.gif"), "--animate"),
+        (("--label", "Sitting"), "unknown label"),
+    ):
+        told = smalti("sample", tiny.run, "--best-of", 4, *wrong, "--device", "cpu")
+        assert (told.status, len(told.err.splitlines())) == (2, 1)
+        assert said in told.err
+
+
 def test_complete(smalti, tiny):
     told = smalti("complete", tiny.run, tiny.picture, tiny.data / "Lying flat", "--keep", 0.5, "--temperature", 0.5,
                   "--label", "Standing", "--out", "done", "--device", "cpu")  # fmt: skip

@@ -356,6 +356,8 @@ def test_a_sample_does_not_depend_on_how_the_work_was_split(batch, generator_mod
     ids = torch.arange(7) % 3
     whole = generator_model.draw(7, ids, known, mask, seed=3)
     assert torch.equal(generator_model.draw(7, ids, known, mask, seed=3, batch=batch), whole)
+    rest = generator_model.draw(5, ids[2:], known[2:], mask[2:], seed=3, batch=batch, first=2)
+    assert torch.equal(rest, whole[2:])
     assert torch.equal(whole[mask], known[mask])
 
 

@@ -15,12 +15,13 @@ from tests.tiny import tiny as tiny
 
 import smalti as library
 from smalti import runs
-from smalti.data.image import read_image
+from smalti.data.image import read_image, read_text
 from smalti.tokenizers.bottlenecks.kl import KLConfig
 
 PIXELS = {"paradigm.kind": "diffusion", "paradigm.patch": 4, "paradigm.sampling.steps": 5}
 WAYS = {
     "next-token": {},
+    "next-token, random order": {"paradigm.order": "random", "paradigm.sampling.order": "random"},
     "masked": {"paradigm.kind": "discrete-diffusion", "paradigm.sampling.steps": 4},
     "simple": {"paradigm.kind": "discrete-diffusion", "paradigm.scheme": "simple", "paradigm.sampling.steps": 5},
     "pixels": PIXELS,
@@ -62,6 +63,9 @@ def test_from_recipe_to_pictures(way, trained, tiny, smalti, tmp_path, monkeypat
         assert gif.n_frames > 1
     assert smalti("sample", run, "--n", 2, "--animate", "way.png", "--out", "new2").status == 0
 
+    assert smalti("sample", run, "--label", "Standing", "--n", 2, "--best-of", 3, "--out", "best").status == 0
+    assert read_text(tmp_path / "best" / "standing_00001.png")["smalti:best-of"] == "3"
+
     # one and the same sample from Python, however the batch is split
     model = library.load(run, "cpu")
     whole = model.draw(5, [0, 1, 0, 1, 1], seed=2)
@@ -77,7 +81,7 @@ def test_from_recipe_to_pictures(way, trained, tiny, smalti, tmp_path, monkeypat
         assert not torch.equal(kept, finished)
 
     varied = smalti("vary", run, tiny.picture, "--level", 0.5, "--out", "varied")
-    if way == "next-token":
+    if "next-token" in way:
         assert varied.status == 2
         assert "smalti complete" in varied.err
     else:

@@ -285,6 +285,10 @@ def sample(
     label: Label = None,
     n: Annotated[int, typer.Option("--n", min=1, max=1_000_000, help="how many")] = 16,
     seed: Seed = 0,
+    best_of: Annotated[
+        int | None,
+        typer.Option(metavar="K", min=1, max=10_000, help="of K drawn, keep the one that likeliest carries the label"),
+    ] = None,
     out: OutFolder = Path("samples"),
     animate: Annotated[
         Path | None, typer.Option(metavar="FILE.gif", help="how the first 16 come about; FILE.png for strips")
@@ -295,6 +299,7 @@ def sample(
 
     A continuous tokenizer draws from its prior, and takes --n and --seed only.
     """
+    from smalti.evaluation.best import best_of as best
     from smalti.model import Tokenizer, load
     from smalti.sampling.animate import animate_samples
     from smalti.sampling.files import write_samples
@@ -304,6 +309,7 @@ def sample(
         asked = {
             "a prompt": prompt,
             "--label": label,
+            "--best-of": best_of,
             "--animate": animate,
             **{f"--{k}": v for k, v in context.obj.items()},
         }
@@ -319,8 +325,14 @@ def sample(
         options = _options(generator, context.obj)
         ids = generator.label_ids(label, 1)
         label = None if ids is None else generator.labels[int(ids)]  # as the model writes it
-        x = generator.sample(n, label, seed=seed, options=options)
         told = {"smalti:options": options.model_dump_json()}
+        if best_of is None:
+            x = generator.sample(n, label, seed=seed, options=options)
+        else:
+            if animate is not None:
+                raise UserError("--animate shows how samples come about, not which are kept; leave --best-of out")
+            x = best(generator, n, label, best_of, seed, options)
+            told["smalti:best-of"] = str(best_of)
         paths = write_samples(x, out, generator, seed, label, told)
         if animate is not None:
             animate_samples(generator, min(n, 16), label, seed, options, animate)

@@ -200,9 +200,10 @@ class Generator(Model):
         mask: Tensor | None = None,
         seed: int = 0,
         options: Config | None = None,
+        first: int = 0,
     ) -> Tensor:
         """New signals (n, C, *space) in [-1, 1]; see `draw`."""
-        return self.outwards(self.draw(n, condition, known, mask, seed, options))
+        return self.outwards(self.draw(n, condition, known, mask, seed, options, first=first))
 
     def draw(
         self,
@@ -214,13 +215,14 @@ class Generator(Model):
         options: Config | None = None,
         batch: int = BATCH,
         trajectory: list[Tensor] | None = None,
+        first: int = 0,
     ) -> Tensor:
         """New examples (n, *shape) as the paradigm works on them: codes int64, latents or signals fp32.
 
         condition: labels by name or id, one for all or n of them; None leaves the label open. known: examples
-        (n, *shape), kept where `mask` (bool, same shape) is True. Sample i draws its noise from (seed, i), however the
-        work is split. `trajectory` is given what there is after every step, (n, *shape), codes not chosen yet as -1.
-        Raises UserError on unknown labels and on what the paradigm cannot honour.
+        (n, *shape), kept where `mask` (bool, same shape) is True. Sample i draws its noise from (seed, first + i),
+        however the work is split. `trajectory` is given what there is after every step, (n, *shape), codes not chosen
+        yet as -1. Raises UserError on unknown labels and on what the paradigm cannot honour.
         """
         if n < 0 or batch < 1:
             raise UserError(f"cannot draw {n} samples; ask for 1 or more")
@@ -232,7 +234,7 @@ class Generator(Model):
             pick = [None if value is None else value[rows] for value in (ids, known, mask)]
             way: list[Tensor] | None = None if trajectory is None else []
             parts.append(
-                self.paradigm.sample(rows.stop - start, *pick, seed, options, first=start, trajectory=way)  # type: ignore[operator]
+                self.paradigm.sample(rows.stop - start, *pick, seed, options, first=first + start, trajectory=way)  # type: ignore[operator]
             )
             ways.append(way or [])
         if trajectory is not None:

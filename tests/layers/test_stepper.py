@@ -28,6 +28,20 @@ def test_a_token_at_a_time_is_the_whole_at_once(axes, sizes, generator):
     torch.testing.assert_close(torch.stack(steps, 1), whole, rtol=1e-4, atol=1e-4)
 
 
+def test_each_row_may_go_through_the_positions_in_an_order_of_its_own(generator):
+    network, positions = made(), torch.randint(0, 9, (7, 2), generator=generator)
+    orders = torch.stack([torch.randperm(7, generator=generator) for _ in range(3)])
+    x = torch.randn(3, 7, network.config.width, generator=generator)
+    with torch.no_grad():
+        whole = network(x, positions[orders])
+        stepper = Stepper(Folded(network, positions, torch.float32), 3)
+        steps = [stepper.step(x[:, t].clone(), orders[:, t]) for t in range(7)]
+        torch.testing.assert_close(torch.stack(steps, 1), whole, rtol=1e-4, atol=1e-4)
+        stepper.restart()
+        alike = [stepper.step(x[:, t].clone(), int(orders[0, t])) for t in range(7)]
+        torch.testing.assert_close(torch.stack(alike, 1), network(x, positions[orders[0]]), rtol=1e-4, atol=1e-4)
+
+
 def test_in_bf16_it_is_nearly_the_same(generator):
     network, x = made(), torch.randn(2, 7, 24, generator=generator)
     positions = torch.arange(7)[:, None]

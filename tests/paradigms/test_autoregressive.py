@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,6 +28,7 @@ SPECS = {
     "sound": CodeSpec(codebooks=2, grid=(5,), size=7),
     "video": CodeSpec(codebooks=1, grid=(2, 2, 2), size=7),
 }
+every_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
 SMALL = TransformerConfig(layers=2, width=24, heads=2, dropout=0.0)
 GREEDY = AutoregressiveOptions(temperature=0)
 
@@ -80,7 +82,7 @@ def test_reading_order_is_raster_with_the_codebooks_of_a_place_together():
 # --- what is asked for, and where ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
+@every_spec
 def test_logits_of_a_code_see_the_codes_before_it_alone(spec):
     model, labels = made(spec), torch.tensor([1])
     sequence = model.sequence(codes_of(spec, 1))
@@ -93,7 +95,7 @@ def test_logits_of_a_code_see_the_codes_before_it_alone(spec):
     assert ((model.logits(torch.tensor([2]), sequence) - before).abs().amax(-1) > 1e-6).all()
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
+@every_spec
 def test_the_loss_is_the_cross_entropy_of_each_code_under_its_own_logits(spec):
     model, x, labels = made(spec), codes_of(spec, 4), torch.tensor([0, 1, 2, 1])
     terms = {term.name: term for term in model.loss("network", batch_of(x, labels), 0).terms}
@@ -107,7 +109,7 @@ def test_the_loss_is_the_cross_entropy_of_each_code_under_its_own_logits(spec):
     assert terms["accuracy"].sum == hits
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
+@every_spec
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_sampling_takes_the_likeliest_of_the_training_logits(spec, guidance):
     """Uncached logits, one whole sequence at a time, against the cached sampler: alignment and cache at once."""
@@ -225,7 +227,7 @@ def test_draws_follow_the_models_own_probabilities():
     assert ((counts - expected).square() / expected).sum() < 30  # 99.9th percentile of 8 degrees of freedom: 26.1
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
+@every_spec
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_known_codes_are_kept_bit_for_bit(spec, guidance):
     model, x = made(spec), codes_of(spec, spec.length + 1)
@@ -274,6 +276,14 @@ def test_what_cannot_be_honoured_is_refused_in_words(wrong):
         WRONG[wrong](made(spec), codes_of(spec, 2))
 
 
+@pytest.mark.parametrize("wrong", ["a hole", "the end"])
+def test_a_mask_that_is_no_prefix_is_refused_with_the_option_that_would_take_it(wrong):
+    spec = SPECS["one codebook"]
+    with pytest.raises(UserError, match=r"paradigm\.order random"):
+        WRONG[wrong](made(spec), codes_of(spec, 2))
+    WRONG[wrong](made(spec, order="random"), codes_of(spec, 2))
+
+
 def test_no_samples():
     assert made(SPECS["one codebook"]).sample(0).shape == (0, 1, 2, 3)
 
@@ -312,7 +322,9 @@ def test_the_recipes_own_options_are_used_when_none_are_given():
 def hidden_rows(model: Autoregressive, batch: Batch, monkeypatch) -> list[int]:
     seen = []
     with monkeypatch.context() as patch:
-        patch.setattr(model, "logits", lambda labels, sequence: seen.append(labels) or F.one_hot(sequence, 7).float())
+        patch.setattr(
+            model, "logits", lambda labels, sequence, _: seen.append(labels) or F.one_hot(sequence, 7).float()
+        )
         model.loss("network", batch, batch.step)
     return (seen[0] == model.classes).nonzero().flatten().tolist()
 
@@ -341,3 +353,230 @@ def test_a_tokenizer_without_codes_is_refused():
     examples = Examples(signal=SignalSpec(channels=1, shape=(8, 8)))
     with pytest.raises(UserError, match="codebook"):
         AutoregressiveConfig().build(SMALL, examples, steps=10)
+
+
+# --- random order ----------------------------------------------------------------------------------------------------
+
+
+def orders_of(spec: CodeSpec, n: int, seed: int = 0) -> Tensor:
+    """Any orders (n, T) that leave the codebooks of a position together."""
+    generator, books = torch.Generator().manual_seed(seed), spec.codebooks
+    positions = [torch.randperm(spec.length // books, generator=generator) for _ in range(n)]
+    return torch.stack([torch.tensor([int(p) * books + q for p in each for q in range(books)]) for each in positions])
+
+
+def order_of(trajectory: list[Tensor], model: Autoregressive) -> Tensor:
+    """The order (n, T) in which the codes of a sample came."""
+    chosen = torch.stack([model.sequence(state) >= 0 for state in trajectory])  # (T, n, T)
+    assert (chosen.sum(2) == torch.arange(1, len(chosen) + 1)[:, None]).all()
+    return chosen.long().argmax(0).argsort(1)
+
+
+def any_mask(spec: CodeSpec, n: int, seed: int = 0) -> Tensor:
+    """Known positions anywhere, of the first row none and of the last all."""
+    share = torch.linspace(0, 1, n).view(-1, 1, *[1] * len(spec.grid))
+    where = torch.rand((n, 1, *spec.grid), generator=torch.Generator().manual_seed(seed)) < share
+    return where.expand(n, spec.codebooks, *spec.grid)
+
+
+@every_spec
+def test_each_step_is_told_the_place_asked_for_and_the_place_of_what_is_read(spec):
+    """The inputs put together one by one, each example alone."""
+    model, labels = made(spec, order="random"), torch.tensor([0, 1, 2])
+    codes, orders = codes_of(spec, 3), orders_of(spec, 3)
+    raster = model.sequence(codes)
+    for row in range(3):
+        inputs = []
+        for step, asked in enumerate(orders[row]):
+            read = model.label(labels[row])
+            if step:
+                before = orders[row, step - 1]
+                token = raster[row, before] + (before % spec.codebooks) * spec.size
+                read = model.token.weight[token] + model.own[before]
+            inputs.append(read + model.place[asked])
+        positions = grid_positions(spec)[orders[row]]
+        expected = model.head(model.network(torch.stack(inputs)[None], positions))
+        ours = model.logits(labels[row : row + 1], raster[row, orders[row]][None], orders[row][None])
+        torch.testing.assert_close(ours, expected)
+    together = model.logits(labels, raster.gather(1, orders), orders)
+    torch.testing.assert_close(together[2:], expected)
+
+
+def test_raster_order_is_one_order_of_many():
+    spec = SPECS["two codebooks"]
+    model, labels, sequence = made(spec, order="random"), torch.tensor([0, 1]), made(spec).sequence(codes_of(spec, 2))
+    said = model.logits(labels, sequence, torch.arange(spec.length).expand(2, -1))
+    torch.testing.assert_close(model.logits(labels, sequence), said)
+
+
+@every_spec
+@pytest.mark.parametrize("order", ["raster", "random"])
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_cached_logits_are_the_uncached_ones_in_any_order(spec, order, guidance, monkeypatch):
+    model, n = made(spec, order="random"), 5
+    x, mask, labels, seen, way = codes_of(spec, n), any_mask(spec, n), torch.arange(n) % 3, [], []
+    monkeypatch.setattr(
+        "smalti.paradigms.autoregressive.choose",
+        lambda logits, *rest: seen.append(logits) or choose(logits, *rest),
+    )
+    options = AutoregressiveOptions(order=order, guidance=guidance)
+    drawn = model.sequence(model.sample(n, labels, x, mask, options=options, trajectory=way))
+    orders = order_of(way, model)
+    assert order == "random" or torch.equal(orders[0], torch.arange(spec.length))
+    with torch.no_grad():
+        c, u = (
+            model.logits(each, drawn.gather(1, orders), orders).log_softmax(-1)
+            for each in (labels, torch.full((n,), 3))
+        )
+    expected, ours = u + guidance * (c - u), torch.stack(seen, 1)
+    asked = slice(spec.length - ours.shape[1], None)
+    torch.testing.assert_close(ours.log_softmax(-1), expected[:, asked].log_softmax(-1), rtol=1e-4, atol=1e-4)
+    assert ours.shape[1] == spec.length  # of the first row nothing is known
+    known = model.sequence(mask).gather(1, orders).long()
+    assert (known.diff(dim=1) <= 0).all()  # what is known is read first
+
+
+@every_spec
+@pytest.mark.parametrize("order", ["raster", "random"])
+def test_any_known_codes_are_kept_and_the_others_are_not_looked_at(spec, order):
+    model, x, labels = made(spec, order="random"), codes_of(spec, 7), torch.arange(7) % 3
+    options = AutoregressiveOptions(order=order, guidance=2.0)
+    generator = torch.Generator().manual_seed(3)
+    for mask in (any_mask(spec, 7), any_mask(spec, 7).flip(0), torch.rand(x.shape, generator=generator) < 0.5):
+        drawn = model.sample(7, labels, x, mask, options=options)
+        assert torch.equal(drawn[mask], x[mask])
+        assert 0 <= drawn.min() <= drawn.max() < spec.size
+        assert torch.equal(drawn, model.sample(7, labels, torch.where(mask, x, 10**6), mask, options=options))
+
+
+def test_positions_known_in_part_are_read_before_those_that_are_not_known_at_all():
+    spec = SPECS["two codebooks"]
+    model, x, way = made(spec, order="random"), codes_of(spec, 1), []
+    mask = torch.tensor([[[[0, 0, 0], [1, 0, 1]], [[0, 0, 0], [0, 0, 1]]]]).bool()
+    model.sample(1, known=x, mask=mask, trajectory=way)
+    assert order_of(way, model)[0].tolist() == [10, 11, 6, 7, 0, 1, 2, 3, 4, 5, 8, 9]
+
+
+@pytest.mark.parametrize("order", ["raster", "random"])
+def test_in_no_order_does_a_sample_depend_on_how_the_batch_was_split(order):
+    spec = SPECS["two codebooks"]
+    model, labels, x, mask = made(spec, order="random"), torch.arange(9) % 3, codes_of(spec, 9), any_mask(spec, 9)
+    options = AutoregressiveOptions(order=order, guidance=2.0)
+    for known in ((None, None), (x, mask)):
+        whole = model.sample(9, labels, *known, seed=4, options=options)
+        parts = [
+            model.sample(len(labels[rows]), labels[rows], *[k if k is None else k[rows] for k in known], seed=4,
+                         options=options, first=rows.start)
+            for rows in (slice(0, 1), slice(1, 5), slice(5, 9))
+        ]  # fmt: skip
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_random_orders_are_each_samples_own():
+    spec, way = SPECS["one codebook"], []
+    model, options = made(spec, order="random"), AutoregressiveOptions(order="random")
+    model.sample(600, options=options, seed=1, trajectory=way)
+    orders = order_of(way, model)
+    assert torch.bincount(orders[:, 0], minlength=6).min() > 60  # of 100 expected
+    assert len(orders.unique(dim=0)) > 350  # of 720
+    way.clear()
+    model.sample(600, options=options, seed=2, trajectory=way)
+    assert not torch.equal(order_of(way, model), orders)
+
+
+def training_orders(model: Autoregressive, batch: Batch, step: int, monkeypatch) -> Tensor:
+    """The orders (B, T) that a loss reads a batch in."""
+    seen = []
+
+    def logits(labels: Tensor, *read: Tensor) -> Tensor:
+        seen.append(read)
+        return torch.zeros(*read[0].shape, model.codes.size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "logits", logits)
+        model.loss("network", batch, step)
+    sequence, order = seen[0]
+    order = torch.arange(model.codes.length).expand(len(batch.x), -1) if order is None else order
+    assert torch.equal(sequence, model.sequence(batch.x).gather(1, order))
+    return order
+
+
+@every_spec
+def test_training_orders_belong_to_the_row_not_to_the_split(spec, monkeypatch):
+    model = Autoregressive(
+        AutoregressiveConfig(order="random", anneal_from=0.2, anneal_until=0.6), SMALL, spec, steps=10
+    ).train()
+    batch, raster = batch_of(codes_of(spec, 300)), torch.arange(spec.length)
+    whole = training_orders(model, batch, 4, monkeypatch)
+    assert torch.equal(torch.cat([training_orders(model, part, 4, monkeypatch) for part in batch.split(7)]), whole)
+    assert torch.equal(whole.sort(1).values, raster.expand(300, -1))
+    # the codebooks of a position stay together, in their order
+    assert torch.equal(whole % spec.codebooks, (raster % spec.codebooks).expand(300, -1))
+    assert (whole.unflatten(1, (-1, spec.codebooks)) // spec.codebooks).diff(dim=2).eq(0).all()
+    shuffled = [
+        (training_orders(model, batch, step, monkeypatch) != raster).any(1).float().mean() for step in (0, 4, 6, 9)
+    ]
+    assert shuffled[0] > 0.95
+    assert 0.4 < shuffled[1] < 0.6  # half way down
+    assert shuffled[2:] == [0, 0]
+    assert not torch.equal(training_orders(model, batch_of(batch.x, step=1), 4, monkeypatch), whole)
+    assert torch.equal(training_orders(model.eval(), batch, 0, monkeypatch), raster.expand(300, -1))
+
+
+def test_the_share_in_random_order_falls_in_a_straight_line():
+    config = AutoregressiveConfig(order="random", anneal_from=0.25, anneal_until=0.75)
+    along = [0.0, 0.2, 0.25, 0.375, 0.5, 0.7, 0.75, 1.0]
+    assert [config.shuffled(each) for each in along] == pytest.approx([1, 1, 1, 0.75, 0.5, 0.1, 0, 0])
+    at_once = config.model_copy(update={"anneal_from": 0.5, "anneal_until": 0.5})
+    assert [at_once.shuffled(each) for each in (0.0, 0.49, 0.5, 1.0)] == [1, 1, 0, 0]
+    never = config.model_copy(update={"anneal_from": 1.0, "anneal_until": 1.0})
+    assert [never.shuffled(each) for each in (0.0, 0.999)] == [1, 1]
+    assert AutoregressiveConfig().shuffled(0.0) == 0
+
+
+def test_orders_that_do_not_fit_are_refused():
+    with pytest.raises(ValidationError, match="anneal_from"):
+        AutoregressiveConfig(anneal_from=0.8, anneal_until=0.5)
+    with pytest.raises(ValidationError, match="order random"):
+        AutoregressiveConfig(sampling=AutoregressiveOptions(order="random"))
+    with pytest.raises(UserError, match=r"paradigm\.order random"):
+        made(SPECS["one codebook"]).sample(1, options=AutoregressiveOptions(order="random"))
+
+
+def test_a_model_in_raster_order_has_no_table_of_what_is_read():
+    spec = SPECS["one codebook"]
+    more = made(spec, order="random").state_dict().keys() - made(spec).state_dict().keys()
+    assert more == {"own"}
+
+
+def test_grids_of_two_classes_are_learnt_in_every_order():
+    """Eight grids, four to a class, which any three of their codes tell apart; a shift by one anywhere blurs them."""
+    spec = CodeSpec(codebooks=1, grid=(2, 3), size=7)
+    modes = codes_of(spec, 8, seed=114)
+    assert (modes[:, None] == modes).flatten(2).sum(2).fill_diagonal_(0).max() <= 2
+    torch.manual_seed(0)
+    network = TransformerConfig(layers=2, width=32, heads=2, dropout=0.0)
+    config = AutoregressiveConfig(order="random", anneal_from=1.0, anneal_until=1.0)
+    model = Autoregressive(config, network, spec, classes=2, steps=250)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3, betas=(0.9, 0.95))
+    for step in range(250):
+        rows = (torch.arange(64) + step) % 8
+        for group in optimizer.param_groups:
+            group["lr"] = 6e-3 * (1 - step / 250)
+        term = model.train().loss("network", batch_of(modes[rows], rows // 4, step), step).terms[0]
+        optimizer.zero_grad()
+        (term.sum / term.weight).backward()
+        optimizer.step()
+    labels = torch.arange(400) % 2
+    model.eval()
+    for order in ("raster", "random"):
+        drawn = model.sample(400, labels, options=AutoregressiveOptions(order=order))
+        same = (drawn[:, None] == modes).flatten(2).all(2)
+        assert same.any(1).float().mean() >= 0.95
+        assert same.any(0).all()
+        assert (same.long().argmax(1) // 4 == labels)[same.any(1)].all()
+    # three known codes anywhere leave one grid only
+    x = modes.repeat_interleave(20, 0)
+    chance = torch.rand((160, 6), generator=torch.Generator().manual_seed(5))
+    mask = model.grid(chance.argsort(1).argsort(1) < 3)
+    assert (model.sample(160, None, x, mask, options=GREEDY) == x).flatten(1).all(1).float().mean() >= 0.95

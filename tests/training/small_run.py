@@ -90,12 +90,15 @@ GENERATOR = Recipe(
     paradigm=AutoregressiveConfig(label_dropout=0.3),
     tokenizer="elsewhere",
 )
-OF_CODES = ("generator", "discrete-diffusion")
+OF_CODES = ("generator", "random-order", "discrete-diffusion")
 RECIPES = {
     "tokenizer": TOKENIZER,
     "adversarial": TOKENIZER.model_copy(update={"name": "small-adversarial", "paradigm": CRITIC}),
     **{each.kind: with_bottleneck(each) for each in BOTTLENECKS},
     "generator": GENERATOR,
+    "random-order": GENERATOR.model_copy(
+        update={"name": "small-random-order", "paradigm": AutoregressiveConfig(label_dropout=0.3, order="random")}
+    ),
     "discrete-diffusion": GENERATOR.model_copy(
         update={"name": "small-discrete", "paradigm": DiscreteDiffusionConfig(scheme="mask-and-replace")}
     ),

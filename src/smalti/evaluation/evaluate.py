@@ -175,15 +175,18 @@ def evaluate_generator(
     return figures
 
 
-def trained_judge(source: Source, train: HeldOut, test: HeldOut, config: DataConfig) -> Judge:
-    """The source's judge, with progress shown when it has to be trained first."""
+def trained_judge(source: Source, train: HeldOut, test: HeldOut | None, config: DataConfig) -> Judge:
+    """The source's judge, with progress shown when it has to be trained first.
+
+    The judge's own accuracy is measured on `test`, if there is any.
+    """
     with ProgressLine("train the judge", 1) as line:
 
         def progress(done: int, total: int) -> None:
             line.total = total
             line.update(done)
 
-        held = None if test.labels is None else (test.pixels, test.labels)
+        held = None if test is None or test.labels is None else (test.pixels, test.labels)
         return judge(train.pixels, train.labels, f"{source.fingerprint}/{config.fit}", held, progress=progress)
 
 

@@ -79,14 +79,18 @@ class Stepper:
         self.filled = 0
         return self
 
-    def step(self, x: Tensor) -> Tensor:
-        """The next token of every row: (B, width) -> (B, width), normalised. x is used up."""
-        place, turn = self.filled, self.folded.turns[self.filled]
+    def step(self, x: Tensor, place: int | Tensor | None = None) -> Tensor:
+        """The next token of every row: (B, width) -> (B, width), normalised. x is used up.
+
+        place: which of the positions it stands at, one for all rows or int64 (B,); unless said, they follow each other.
+        """
+        slot = self.filled
+        turn = self.folded.turns[slot if place is None else place]
         self.filled += 1
         rows = self.cache.flatten(2, 3)  # (L, 2, B * H, T, D)
         keys = rows[:, 0, :, : self.filled].transpose(2, 3).unbind(0)
         values = rows[:, 1, :, : self.filled].unbind(0)
-        here = self.cache[:, :, :, :, place].unbind(0)
+        here = self.cache[:, :, :, :, slot].unbind(0)
         for layer, k, v, now in zip(self.folded.layers, keys, values, here, strict=True):
             self._normalise(x)
             torch.mm(self.hidden, layer.products, out=self.products)
