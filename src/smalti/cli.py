@@ -6,7 +6,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from smalti.config import Config
     from smalti.model import Generator, Tokenizer
+    from smalti.paradigms.base import Progress
 
 app = typer.Typer(
     help="Cut any signal into tokens, and train the transformers that lay them again.",
@@ -297,7 +299,7 @@ def sample(
     """
     from smalti.model import Tokenizer, load
     from smalti.sampling.animate import animate_samples
-    from smalti.sampling.files import write_samples
+    from smalti.sampling.files import drawing, write_samples
 
     model = load(run, device)
     if isinstance(model, Tokenizer) and model.network.continuous:
@@ -311,7 +313,7 @@ def sample(
             raise UserError(
                 f"did not expect {words[0]}: {run} is a continuous tokenizer, which draws from its prior alone"
             )
-        paths = write_samples(model.sample(n, seed), out, model, seed)
+        first, last = _ends(write_samples(chain.from_iterable(model.samples(n, seed)), out, model, seed))
     else:
         generator = _generating(model, run)
         if prompt is not None:
@@ -319,13 +321,15 @@ def sample(
         options = _options(generator, context.obj)
         ids = generator.label_ids(label, 1)
         label = None if ids is None else generator.labels[int(ids)]  # as the model writes it
-        x = generator.sample(n, label, seed=seed, options=options)
         told = {"smalti:options": options.model_dump_json()}
-        paths = write_samples(x, out, generator, seed, label, told)
+        with drawing(n) as line:
+            pictures = chain.from_iterable(generator.samples(n, label, seed, options, line.told))
+            first, last = _ends(write_samples(pictures, out, generator, seed, label, told))
         if animate is not None:
-            animate_samples(generator, min(n, 16), label, seed, options, animate)
+            with drawing(min(n, 16)) as line:
+                animate_samples(generator, min(n, 16), label, seed, options, animate, line.told)
             _say(f"wrote {animate}")
-    print(f"{len(paths)} pictures in {out}: {paths[0].name} … {paths[-1].name}")
+    print(f"{n} pictures in {out}: {first.name} … {last.name}")
 
 
 @app.command(cls=WithFields)
@@ -356,8 +360,8 @@ def complete(
     else:
         kept = first_part(generator.shape, 1, keep or 0)
 
-    def done(x: Tensor) -> Tensor:
-        return finish(generator, x, kept.expand(len(x), *kept.shape[1:]), label, seed, options)
+    def done(x: Tensor, progress: Progress) -> Tensor:
+        return finish(generator, x, kept.expand(len(x), *kept.shape[1:]), label, seed, options, progress)
 
     for path in remade(generator, files, out, done):
         print(path)
@@ -379,7 +383,7 @@ def vary(
 
     generator = _generator(run, device)
     options = _options(generator, context.obj)
-    for path in remade(generator, files, out, lambda x: generator.vary(x, level, label, seed, options)):
+    for path in remade(generator, files, out, lambda x, told: generator.vary(x, level, label, seed, options, told)):
         print(path)
 
 
@@ -435,6 +439,9 @@ def main() -> None:
         hint = f"; see {context.command_path} --help" if context else ""
         _say(f"smalti: {' '.join(error.format_message().split()).rstrip('.')}{hint}")
         status = 2
+    except (KeyboardInterrupt, typer.Abort):  # what is finished is whole, for files appear whole or not at all
+        _say("smalti: interrupted; what was written stays")
+        status = 130
     except BrokenPipeError:  # whoever read our lines has heard enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
@@ -464,6 +471,14 @@ def _generating(model: Tokenizer | Generator, run: Path) -> Generator:
         return model
     model.codebooks()  # a continuous tokenizer says that it has none
     raise UserError(f"{run} holds a tokenizer, which draws nothing new; train a generator over it first")
+
+
+def _ends(paths: Iterator[Path]) -> tuple[Path, Path]:
+    """The first and the last of what may be too many to hold."""
+    first = last = next(paths)
+    for path in paths:
+        last = path
+    return first, last
 
 
 def _options(generator: Generator, fields: dict[str, str]) -> Config:
