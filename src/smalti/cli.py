@@ -31,6 +31,9 @@ app = typer.Typer(
 )
 
 
+INTERRUPTED = 130  # the status of a verb that an interrupt ended
+
+
 class WithFields(TyperCommand):
     """A verb that takes `--any.field VALUE` too, wherever it stands; the verb finds these in `context.obj`."""
 
@@ -431,6 +434,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may be no text
     try:
         status = app(None if sys.argv[1:] else ["--help"], prog_name="smalti", standalone_mode=False)
+        if status == INTERRUPTED:
+            _say("smalti: interrupted; what was written stays")
     except UserError as error:
         _say(f"smalti: {error}")
         status = 2
@@ -439,9 +444,6 @@ def main() -> None:
         hint = f"; see {context.command_path} --help" if context else ""
         _say(f"smalti: {' '.join(error.format_message().split()).rstrip('.')}{hint}")
         status = 2
-    except (KeyboardInterrupt, typer.Abort):  # what is finished is whole, for files appear whole or not at all
-        _say("smalti: interrupted; what was written stays")
-        status = 130
     except BrokenPipeError:  # whoever read our lines has heard enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1

@@ -57,7 +57,7 @@ def readable(files: Sequence[Path], read: Callable[[Path], T], title: str) -> It
     Raises BrokenFile when the only file is broken, UserError when more than 5 % of several are.
     """
     broken: list[tuple[str, str]] = []
-    with ProgressLine(title, len(files)) as line:
+    with ProgressLine(title, len(files), after=PATIENCE) as line:
         for done, file in enumerate(files, 1):
             try:
                 yield file, read(file)
