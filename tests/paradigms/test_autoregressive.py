@@ -325,7 +325,7 @@ def test_the_likelihood_is_that_of_the_draws():
     drawn = model.sample(n, torch.full((n,), 2), options=AutoregressiveOptions())
     counts = torch.bincount(drawn.flatten(1) @ torch.tensor([3, 1]), minlength=9).double()
     assert ((counts - expected).square() / expected).sum() < 30  # 99.9th percentile of 8 degrees of freedom: 26.1
-    with pytest.raises(UserError, match="known codes must be"):
+    with pytest.raises(UserError, match="known codes and mask must be"):
         model.log_likelihood(every[:, :, :1])
     with pytest.raises(UserError, match="class ids"):
         model.log_likelihood(every, torch.full((9,), 3))
