@@ -478,6 +478,19 @@ def test_numbers_out_of_range(smalti, tiny):
     wrong(smalti("train", "fashion", "--steps", 0), "training.steps")
 
 
+def test_a_network_that_no_machine_holds(smalti, tiny):
+    for field in ("model.width", "tokenizer.model.width"):
+        told = smalti(
+            "train", "folder", "--data", tiny.data, "--out", "big", f"--{field}", 1_000_000, "--device", "cpu"
+        )
+        assert told.status == 2
+        assert "GiB, and this machine has" in told.err.splitlines()[-1]
+        assert "Traceback" not in told.err
+        assert not Path("big/recipe.json").exists()
+        assert not Path("big/tokenizer/recipe.json").exists()
+    wrong(smalti("train", "fashion", "--model.layers", 1_000_000), "model.layers", "1000000")
+
+
 def test_masks(smalti, tiny):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save("small.png")
     Image.fromarray(np.full((16, 16), 255, np.uint8)).save("white.png")

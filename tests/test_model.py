@@ -10,7 +10,7 @@ from tests.sampling.drawn import drawn_run
 
 from smalti import device as devices
 from smalti import model as models
-from smalti.config import Examples, SignalSpec
+from smalti.config import CodeSpec, Config, Examples, SignalSpec
 from smalti.data.sources import DataConfig
 from smalti.errors import UserError
 from smalti.layers.transformer import TransformerConfig
@@ -18,6 +18,8 @@ from smalti.model import Generator, Tokenizer, load, load_tokenizer
 from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig, AutoregressiveOptions
 from smalti.paradigms.base import Paradigm
+from smalti.paradigms.diffusion import DiffusionConfig
+from smalti.paradigms.discrete_diffusion import DiscreteDiffusionConfig
 from smalti.recipe import Recipe
 from smalti.tokenizers import tiling
 from smalti.tokenizers.autoencoder import AutoencoderConfig
@@ -147,6 +149,55 @@ def test_a_config_that_describes_no_model(folders, tmp_path):
     wider = CUTTER.changed(**{"model.width": 32}).model_dump(mode="json")
     with pytest.raises(UserError, match=r"weights do not fit its config\.json"):
         load(changed(folders[0], tmp_path / "c", recipe=wider), "cpu")
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(broken, folders, tmp_path):
+    examples = Examples(signal=SIGNAL, labels=LABELS)
+    paradigm = drawn(CUTTER, examples)
+    with torch.no_grad():
+        next(iter(paradigm.parameters())).view(-1)[0] = broken
+    models.write(tmp_path / "model", CUTTER, examples, paradigm, {})
+    with pytest.raises(UserError, match="its weights are not finite"):
+        load(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"signal": {"shape": [8, 0]}}, r"signal\.shape\.1: .*greater than 0.*given 0"),
+        ({"signal": {"shape": [-8, 8]}}, r"signal\.shape\.0: .*given -8"),
+        ({"codes": {"grid": [0, 3]}}, r"codes\.grid\.0: .*given 0"),
+    ],
+)
+def test_shapes_of_nothing(change, words, folders, tmp_path):
+    examples = json.loads((folders[1] / "model" / "config.json").read_text())["examples"]
+    spoilt = {name: {**examples[name], **change.get(name, {})} for name in ("signal", "codes")}
+    with pytest.raises(UserError, match=f"config.json is damaged: it does not describe a model: {words}") as error:
+        load(changed(folders[1], tmp_path / "g", examples={**examples, **spoilt}), "cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_larger_than_the_machine_is_not_begun(monkeypatch):
+    examples = Examples(signal=SIGNAL, codes=CodeSpec(codebooks=1, grid=(2, 3), size=8))
+    for recipe in (LAYER.changed(**{"model.width": 1_000_000}), CUTTER.changed(**{"model.width": 1_000_000})):
+        with pytest.raises(UserError, match=r"takes .* GiB, and this machine has .*--model\.width") as error:
+            models.build(recipe, examples)
+        assert "\n" not in str(error.value)
+    weights = sum(4 * each.numel() for each in models.build(LAYER, examples).network.parameters())
+    monkeypatch.setattr(models, "memory", lambda: weights / 2)
+    with pytest.raises(UserError, match="this machine has"):
+        models.build(LAYER, examples)
+    monkeypatch.setattr(models, "memory", lambda: weights * 4)  # a condition's weights are counted too
+    models.build(LAYER, examples)
+
+
+def test_weighing_a_network_draws_no_random_numbers():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    for recipe in (LAYER, CUTTER):
+        models.check_size(recipe, SIGNAL)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_generator_whose_tokenizer_is_gone(folders, tmp_path):
@@ -391,6 +442,98 @@ def test_no_samples_and_fewer(generator_model):
     assert generator_model.sample(0).shape == (0, 1, 8, 12)
     with pytest.raises(UserError, match="cannot draw -1"):
         generator_model.sample(-1)
+
+
+def test_samples_come_some_at_a_time(generator_model, monkeypatch):
+    whole, drawn = generator_model.sample(7, "bag", seed=3), []
+    monkeypatch.setattr(models, "BATCH", 3)
+    sample = generator_model.paradigm.sample
+    monkeypatch.setattr(
+        generator_model.paradigm, "sample", lambda n, *rest, **by: drawn.append(n) or sample(n, *rest, **by)
+    )
+    parts = generator_model.samples(7, "bag", seed=3)
+    assert drawn == []
+    first = next(parts)
+    assert drawn == [3]  # nothing is drawn before it is asked for
+    torch.testing.assert_close(torch.cat([first, *parts]), whole)
+    assert drawn == [3, 3, 1]
+    with pytest.raises(UserError, match="cannot draw -1"):
+        next(generator_model.samples(-1))
+
+
+def test_progress_counts_the_steps_of_all_examples(generator_model):
+    told: list[tuple[int, int]] = []
+    generator_model.draw(7, batch=3, progress=lambda *step: told.append(step))
+    assert [total for _, total in told] == [7 * 6] * 18
+    done = [each for each, _ in told]
+    assert done == [3 * k for k in range(1, 7)] + [18 + 3 * k for k in range(1, 7)] + [36 + k for k in range(1, 7)]
+
+
+def test_the_likelihood_of_signals_is_that_of_their_codes(generator_model, pictures, monkeypatch):
+    codes, ids = generator_model.tokenizer.encode(pictures), torch.tensor([0, 1, 2, 2, 1])
+    ours = generator_model.log_likelihood(pictures, ids)
+    assert ours.dtype == torch.float64
+    torch.testing.assert_close(ours, generator_model.paradigm.log_likelihood(codes, ids))
+    monkeypatch.setattr(models, "WITH_GRADIENTS", 2)
+    torch.testing.assert_close(generator_model.log_likelihood(pictures, ids), ours)
+    assert generator_model.log_likelihood(pictures[:0]).shape == (0,)
+    with pytest.raises(UserError, match="unknown label"):
+        generator_model.log_likelihood(pictures, "hat")
+
+
+def other_kind(paradigm: Config, labels: tuple[str, ...] = LABELS) -> Generator:
+    """A generator of pixels, or over codes, with drawn weights; without the tokenizer that would lay them."""
+    examples = Examples(signal=SIGNAL, codes=CodeSpec(codebooks=1, grid=(2, 3), size=8), labels=labels)
+    recipe = LAYER.model_copy(update={"paradigm": paradigm})
+    return Generator(recipe, examples, drawn(recipe, examples), torch.device("cpu"), None)
+
+
+def test_a_density_does_not_depend_on_how_the_work_was_split(pictures, monkeypatch):
+    model, ids = other_kind(DiffusionConfig(patch=4)), [0, 1, 2, 2, 1]
+    whole = model.log_likelihood(pictures, ids, steps=3)
+    monkeypatch.setattr(models, "WITH_GRADIENTS", 2)
+    torch.testing.assert_close(model.log_likelihood(pictures, ids, steps=3), whole)
+    assert not torch.allclose(model.log_likelihood(pictures, ids, seed=1, steps=3), whole, atol=1e-6, rtol=0)
+    with pytest.raises(UserError, match="all finite"):
+        model.log_likelihood(pictures / 0, ids)
+
+
+def test_a_likelihood_where_there_is_none(pictures):
+    with pytest.raises(
+        UserError, match=r"discrete-diffusion has no likelihood of single signals; `smalti evaluate`"
+    ) as error:
+        other_kind(DiscreteDiffusionConfig()).log_likelihood(pictures)
+    assert "\n" not in str(error.value)
+
+
+KINDS = {
+    "autoregressive": AutoregressiveConfig(),
+    "discrete-diffusion": DiscreteDiffusionConfig(),
+    "diffusion": DiffusionConfig(patch=4),
+}
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+@kinds
+def test_guidance_without_labels_is_refused_where_it_was_asked_for(kind):
+    guided = KINDS[kind].sampling.model_copy(update={"guidance": 2.0})
+    model = other_kind(KINDS[kind], labels=())
+    with pytest.raises(UserError, match="guidance 2 on a model that was trained without labels"):
+        model.draw(1, options=guided)
+    if kind != "autoregressive":
+        with pytest.raises(UserError, match="guidance 2 on a model"):
+            model.vary(torch.zeros(1, *SIGNAL.shape)[None], 0.5, options=guided)
+    # a recipe that guides goes on folders without labels too, and then nobody has asked
+    recipe_guides = other_kind(KINDS[kind].model_copy(update={"sampling": guided}), labels=())
+    assert len(recipe_guides.draw(1, options=recipe_guides.options)) == 1
+
+
+@kinds
+def test_labels_out_of_range_are_refused(kind):
+    model = other_kind(KINDS[kind])
+    for label, words in ((3, "label 3 is out of range"), (-1, "out of range"), ("hat", "unknown label 'hat'")):
+        with pytest.raises(UserError, match=words):
+            model.draw(2, label)
 
 
 def test_low_precision_leaves_the_weights_alone(generator_model, monkeypatch):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +17,11 @@ from tests.tiny import smalti as smalti
 from tests.tiny import tiny as tiny
 
 import smalti as library
+from smalti import model as models
 from smalti import runs
 from smalti.data.image import read_image, read_text
+from smalti.paradigms.diffusion import Diffusion
+from smalti.sampling import files
 from smalti.tokenizers.bottlenecks.kl import KLConfig
 
 PIXELS = {"paradigm.kind": "diffusion", "paradigm.patch": 4, "paradigm.sampling.steps": 5}
@@ -31,7 +37,7 @@ WAYS = {
 ways = pytest.mark.parametrize("way", WAYS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
     """A run of each way, made once."""
 
@@ -100,6 +106,12 @@ def test_from_recipe_to_pictures(way, trained, tiny, smalti, tmp_path, monkeypat
     figures = smalti("evaluate", run, "--samples", 16, "--json")
     assert figures.status == 0
     assert '"label_accuracy"' in figures.out
+    likelihood = {"pixels": "bits_a_dimension", "masked": "nats_a_code"} | {
+        each: "nats_a_code" for each in WAYS if "next-token" in each
+    }
+    assert [name for name in ("bits_a_dimension", "nats_a_code") if name in json.loads(figures.out)] == [
+        *filter(None, [likelihood.get(way)])
+    ]
 
 
 @ways
@@ -109,7 +121,7 @@ def test_a_mask_with_a_hole_is_honoured_or_refused_in_words(way, trained, tiny, 
     white[4:8, 4:12] = 0
     Image.fromarray(white).save("hole.png")
     told = smalti("complete", trained(way), tiny.picture, "--mask", "hole.png", "--out", "done")
-    assert told.status == (2 if way == "next-token" else 0)
+    assert told.status == (2 if "next-token" in way else 0)
     assert way != "next-token" or told.err.splitlines()[-1].endswith("the kept part must come first")
 
 
@@ -128,14 +140,80 @@ def test_recipes_that_do_not_fit_are_refused_in_words(changes, said, tiny, tmp_p
         runs.train(recipe.changed(**changes), out=tmp_path / "run", device="cpu")
 
 
-def test_guidance_without_labels_and_steps_without_end_are_refused(tiny, trained, smalti, tmp_path, monkeypatch):
+@ways
+def test_what_cannot_be_asked_for_is_refused_in_one_line(way, trained, tiny, smalti, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = trained("masked")
-    told = smalti("sample", run, "--steps", 17)
+    run = trained(way)
+    for name, shade, size in (("small", 0, 8), ("white", 255, 16), ("black", 0, 16)):
+        Image.fromarray(np.full((size, size), shade, np.uint8)).save(f"{name}.png")
+    complete = ("complete", run, tiny.picture)
+    no_steps = "unknown field --steps" if "next-token" in way else "steps: "
+    wrong = {
+        ("sample", run, "--steps", 0): no_steps,
+        ("sample", run, "--steps", 100_000): no_steps,
+        ("sample", run, "--guidance", -1): "guidance",
+        ("sample", run, "--label", "Hat"): "unknown label 'Hat'",
+        ("sample", run, "--label", "7"): "unknown label '7'",
+        (*complete, "--keep", 0.5, "--label", "Hat"): "unknown label 'Hat'",
+        (*complete, "--mask", "small.png"): "small.png is 8×8, the model's pictures are 16×16",
+        (*complete, "--mask", "white.png"): "keeps everything",
+        (*complete, "--mask", "black.png"): "keeps nothing",
+        (*complete, "--keep", 0): "--keep 0",
+        (*complete, "--keep", 16 * 16 if way == "pixels" else 16): "keeps all",
+    }
+    if way == "masked":
+        wrong["sample", run, "--steps", 17] = "17 steps are more than the 16 codes"
+    for call, words in wrong.items():
+        told = smalti(*call, "--device", "cpu")
+        assert (told.status, told.out, len(told.err.splitlines())) == (2, "", 1), told.err
+        assert words in told.err
+    assert not list(tmp_path.glob("*/*.png"))
+
+
+def test_guidance_without_labels_is_refused_on_the_command_line(trained, smalti, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained("pixels"), "run")
+    path = Path("run/model/config.json")
+    config = json.loads(path.read_text())
+    config["examples"]["labels"] = []
+    recipe = models.parse(config["recipe"], "here")
+    paradigm = models.build(recipe, library.load("run", "cpu").examples.model_copy(update={"labels": ()}))
+    models.write(Path("run/model"), recipe, models.Examples(**config["examples"]), paradigm, {})
+    told = smalti("sample", "run", "--guidance", 3, "--device", "cpu")
     assert (told.status, len(told.err.splitlines())) == (2, 1)
-    assert "17 steps" in told.err
-    assert smalti("sample", run, "--steps", 0).status == 2
-    model = library.load(run, "cpu")
-    model.examples = model.examples.model_copy(update={"labels": ()})
-    with pytest.raises(library.UserError, match="without labels"):
-        model.sample(1, options=model.options.model_copy(update={"guidance": 3.0}))
+    assert "guidance 3 on a model that was trained without labels" in told.err
+    assert smalti("sample", "run", "--n", 1, "--device", "cpu").status == 0
+
+
+@ways
+def test_progress_goes_to_the_error_stream_alone(way, trained, tiny, smalti, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, on = trained(way), ("--device", "cpu")
+    calls = [("sample", run, "--n", 3), ("complete", run, tiny.picture, "--keep", 0.5), ("vary", run, tiny.picture)]
+    for call in calls[: 2 if "next-token" in way else 3]:
+        monkeypatch.setattr(files, "PATIENCE", 60.0)
+        quiet = smalti(*call, *on)
+        assert (quiet.status, "steps of" in quiet.err) == (0, False)
+        monkeypatch.setattr(files, "PATIENCE", 1e-9)
+        told = smalti(*call, *on)
+        assert told.out == quiet.out
+        n = 3 if call[0] == "sample" else 1
+        assert way == "simple" or f"steps of {n} pictures" in told.err
+
+
+def test_an_interrupt_leaves_the_samples_before_it(trained, smalti, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = trained("pixels")
+    monkeypatch.setattr(models, "BATCH", 2)
+    sample = Diffusion.sample
+
+    def interrupted(self: Diffusion, n: int, *rest: object, first: int, **by: object) -> torch.Tensor:
+        if first >= 4:
+            raise KeyboardInterrupt
+        return sample(self, n, *rest, first=first, **by)
+
+    monkeypatch.setattr(Diffusion, "sample", interrupted)
+    told = smalti("sample", run, "--n", 1000, "--out", "new", "--device", "cpu")
+    assert (told.status, told.out) == (130, "")
+    assert told.err.splitlines()[-1] == "smalti: interrupted; what was written stays"
+    assert sorted(path.name for path in Path("new").iterdir()) == [f"sample_0000{i}.png" for i in range(4)]

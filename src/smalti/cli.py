@@ -6,7 +6,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from smalti.config import Config
     from smalti.model import Generator, Tokenizer
+    from smalti.paradigms.base import Progress
 
 app = typer.Typer(
     help="Cut any signal into tokens, and train the transformers that lay them again.",
@@ -27,6 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+INTERRUPTED = 130  # the status of a verb that an interrupt ended
 
 
 class WithFields(TyperCommand):
@@ -299,10 +304,10 @@ def sample(
 
     A continuous tokenizer draws from its prior, and takes --n and --seed only.
     """
-    from smalti.evaluation.best import best_of as best
+    from smalti.evaluation.best import bests
     from smalti.model import Tokenizer, load
     from smalti.sampling.animate import animate_samples
-    from smalti.sampling.files import write_samples
+    from smalti.sampling.files import drawing, write_samples
 
     model = load(run, device)
     if isinstance(model, Tokenizer) and model.network.continuous:
@@ -317,7 +322,7 @@ def sample(
             raise UserError(
                 f"did not expect {words[0]}: {run} is a continuous tokenizer, which draws from its prior alone"
             )
-        paths = write_samples(model.sample(n, seed), out, model, seed)
+        first, last = _ends(write_samples(chain.from_iterable(model.samples(n, seed)), out, model, seed))
     else:
         generator = _generating(model, run)
         if prompt is not None:
@@ -326,18 +331,21 @@ def sample(
         ids = generator.label_ids(label, 1)
         label = None if ids is None else generator.labels[int(ids)]  # as the model writes it
         told = {"smalti:options": options.model_dump_json()}
-        if best_of is None:
-            x = generator.sample(n, label, seed=seed, options=options)
-        else:
-            if animate is not None:
-                raise UserError("--animate shows how samples come about, not which are kept; leave --best-of out")
-            x = best(generator, n, label, best_of, seed, options)
-            told["smalti:best-of"] = str(best_of)
-        paths = write_samples(x, out, generator, seed, label, told)
+        if best_of is not None and animate is not None:
+            raise UserError("--animate shows how samples come about, not which are kept; leave --best-of out")
+        with drawing(n * (best_of or 1)) as line:
+            if best_of is None:
+                drawn = generator.samples(n, label, seed, options, line.told)
+            else:
+                drawn = bests(generator, n, label, best_of, seed, options, progress=line.told)
+                told["smalti:best-of"] = str(best_of)
+            pictures = chain.from_iterable(drawn)
+            first, last = _ends(write_samples(pictures, out, generator, seed, label, told))
         if animate is not None:
-            animate_samples(generator, min(n, 16), label, seed, options, animate)
+            with drawing(min(n, 16)) as line:
+                animate_samples(generator, min(n, 16), label, seed, options, animate, line.told)
             _say(f"wrote {animate}")
-    print(f"{len(paths)} pictures in {out}: {paths[0].name} … {paths[-1].name}")
+    print(f"{n} pictures in {out}: {first.name} … {last.name}")
 
 
 @app.command(cls=WithFields)
@@ -368,8 +376,8 @@ def complete(
     else:
         kept = first_part(generator.shape, 1, keep or 0)
 
-    def done(x: Tensor) -> Tensor:
-        return finish(generator, x, kept.expand(len(x), *kept.shape[1:]), label, seed, options)
+    def done(x: Tensor, progress: Progress) -> Tensor:
+        return finish(generator, x, kept.expand(len(x), *kept.shape[1:]), label, seed, options, progress)
 
     for path in remade(generator, files, out, done):
         print(path)
@@ -391,7 +399,7 @@ def vary(
 
     generator = _generator(run, device)
     options = _options(generator, context.obj)
-    for path in remade(generator, files, out, lambda x: generator.vary(x, level, label, seed, options)):
+    for path in remade(generator, files, out, lambda x, told: generator.vary(x, level, label, seed, options, told)):
         print(path)
 
 
@@ -439,6 +447,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may be no text
     try:
         status = app(None if sys.argv[1:] else ["--help"], prog_name="smalti", standalone_mode=False)
+        if status == INTERRUPTED:
+            _say("smalti: interrupted; what was written stays")
     except UserError as error:
         _say(f"smalti: {error}")
         status = 2
@@ -476,6 +486,14 @@ def _generating(model: Tokenizer | Generator, run: Path) -> Generator:
         return model
     model.codebooks()  # a continuous tokenizer says that it has none
     raise UserError(f"{run} holds a tokenizer, which draws nothing new; train a generator over it first")
+
+
+def _ends(paths: Iterator[Path]) -> tuple[Path, Path]:
+    """The first and the last of what may be too many to hold."""
+    first = last = next(paths)
+    for path in paths:
+        last = path
+    return first, last
 
 
 def _options(generator: Generator, fields: dict[str, str]) -> Config:

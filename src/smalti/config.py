@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from smalti.errors import UserError, nearest
 
@@ -27,7 +27,7 @@ class SignalSpec(Config):
 
     kind: Literal["image", "sound", "video"] = "image"
     channels: int = Field(ge=1, le=4096)
-    shape: tuple[int, ...] = Field(min_length=1, max_length=3)
+    shape: tuple[PositiveInt, ...] = Field(min_length=1, max_length=3)
     rate: float | None = None
 
 
@@ -35,7 +35,7 @@ class CodeSpec(Config):
     """What one signal's codes are: int64 (B, codebooks, *grid), each in [0, size)."""
 
     codebooks: int = Field(ge=1)
-    grid: tuple[int, ...]
+    grid: tuple[PositiveInt, ...]
     size: int = Field(ge=1)
 
     @property
@@ -51,7 +51,7 @@ class LatentSpec(Config):
     """What one signal's continuous latent is: float (B, channels, *grid)."""
 
     channels: int = Field(ge=1)
-    grid: tuple[int, ...]
+    grid: tuple[PositiveInt, ...]
 
 
 Reads = Literal["codes", "latents", "signals"]  # what a generator works on

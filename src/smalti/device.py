@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import math
 import mmap
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -184,6 +185,14 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done what was asked, before a clock is read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def memory() -> float:
+    """The memory of this machine in bytes; infinite where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return math.inf
 
 
 def peak_memory(device: torch.device) -> float:

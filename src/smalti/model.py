@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smalti import checkpoint
-from smalti.config import Config, Examples, Reads, SignalSpec
+from smalti.config import Config, Examples, Reads, SignalSpec, checked
 from smalti.data.named import NAMED_SETS
-from smalti.device import autocast, pick_device
+from smalti.device import autocast, memory, pick_device
 from smalti.errors import UserError
-from smalti.paradigms.base import Paradigm
+from smalti.layers.transformer import Transformer, TransformerConfig
+from smalti.paradigms.base import Paradigm, Progress, untold
 from smalti.recipe import Recipe, parse
 from smalti.tokenizers.autoencoder import Autoencoder
 from smalti.tokenizers.bottlenecks import Moment
 from smalti.tokenizers.tiling import in_tiles
 
 BATCH = 250  # signals at once, unless asked otherwise
+WITH_GRADIENTS = 32  # signals at once where a network's gradients are kept
 PRIOR_STREAM = 130  # of random numbers: what is drawn from a continuous tokenizer's prior
 
 Labels = Tensor | Sequence[int | str] | int | str | None
@@ -100,16 +102,19 @@ class Tokenizer(Model):
         They have the shape it was trained on. Sample i draws its noise from (seed, i), however the work is split.
         Raises UserError for a tokenizer of codes, which has no prior of its own.
         """
+        parts = list(self.samples(n, seed))
+        return torch.cat(parts) if parts else torch.zeros(0, self.signal.channels, *self.signal.shape)
+
+    def samples(self, n: int, seed: int = 0) -> Iterator[Tensor]:
+        """`sample`, some signals (B, C, *space) after the other, so that memory does not grow with n."""
         if not self.network.continuous:
             raise UserError("a tokenizer of codes draws nothing new: that needs a generator over its codes, trained")
         if n < 0:
             raise UserError(f"cannot draw {n} samples; ask for 1 or more")
         shape = (self.network.bottleneck.out_width, *(side // self.network.stride for side in self.signal.shape))
-        parts = []
         for start in range(0, n, BATCH):
             moment = Moment(seed, 0, torch.arange(start, min(n, start + BATCH)), 0.0)
-            parts.append(self.decode_latents(moment.normal(PRIOR_STREAM, shape, torch.device("cpu"))))
-        return torch.cat(parts) if parts else torch.zeros(0, self.signal.channels, *self.signal.shape)
+            yield self.decode_latents(moment.normal(PRIOR_STREAM, shape, torch.device("cpu")))
 
     def codebooks(self, first: int | None = None) -> int:
         """How many codebooks `encode` gives when asked for the first so many; None asks for all.
@@ -200,10 +205,22 @@ class Generator(Model):
         mask: Tensor | None = None,
         seed: int = 0,
         options: Config | None = None,
+        progress: Progress = untold,
         first: int = 0,
     ) -> Tensor:
         """New signals (n, C, *space) in [-1, 1]; see `draw`."""
-        return self.outwards(self.draw(n, condition, known, mask, seed, options, first=first))
+        return self.outwards(self.draw(n, condition, known, mask, seed, options, first=first, progress=progress))
+
+    def samples(
+        self,
+        n: int,
+        condition: Labels = None,
+        seed: int = 0,
+        options: Config | None = None,
+        progress: Progress = untold,
+    ) -> Iterator[Tensor]:
+        """`sample`, some signals (B, C, *space) after the other, so that memory does not grow with n."""
+        yield from map(self.outwards, self._drawn(n, condition, None, None, seed, options, BATCH, progress))
 
     def draw(
         self,
@@ -215,6 +232,7 @@ class Generator(Model):
         options: Config | None = None,
         batch: int = BATCH,
         trajectory: list[Tensor] | None = None,
+        progress: Progress = untold,
         first: int = 0,
     ) -> Tensor:
         """New examples (n, *shape) as the paradigm works on them: codes int64, latents or signals fp32.
@@ -222,29 +240,54 @@ class Generator(Model):
         condition: labels by name or id, one for all or n of them; None leaves the label open. known: examples
         (n, *shape), kept where `mask` (bool, same shape) is True. Sample i draws its noise from (seed, first + i),
         however the work is split. `trajectory` is given what there is after every step, (n, *shape), codes not chosen
-        yet as -1. Raises UserError on unknown labels and on what the paradigm cannot honour.
+        yet as -1. `progress` is told after every step how many steps of how many examples are done, and how many there
+        will be. Raises UserError on unknown labels and on what the paradigm cannot honour.
         """
+        ways: list[list[Tensor]] | None = None if trajectory is None else []
+        parts = list(self._drawn(n, condition, known, mask, seed, options, batch, progress, ways, first))
+        if trajectory is not None and ways is not None:
+            trajectory += together(ways)
+        if not parts:
+            return torch.zeros(0, *self.shape, dtype=torch.int64 if self.reads == "codes" else torch.float32)
+        return torch.cat(parts)
+
+    def _drawn(
+        self,
+        n: int,
+        condition: Labels,
+        known: Tensor | None,
+        mask: Tensor | None,
+        seed: int,
+        options: Config | None,
+        batch: int,
+        progress: Progress,
+        ways: list[list[Tensor]] | None = None,
+        first: int = 0,
+    ) -> Iterator[Tensor]:
+        """Batch by batch what `draw` gives; `ways` takes the trajectory of each."""
         if n < 0 or batch < 1:
             raise UserError(f"cannot draw {n} samples; ask for 1 or more")
         self._check_guidance(options)
         ids = self.label_ids(condition, n)
-        parts, ways = [], []
         for start in range(0, n, batch):
             rows = slice(start, min(n, start + batch))
             pick = [None if value is None else value[rows] for value in (ids, known, mask)]
-            way: list[Tensor] | None = None if trajectory is None else []
-            parts.append(
-                self.paradigm.sample(rows.stop - start, *pick, seed, options, first=first + start, trajectory=way)  # type: ignore[operator]
-            )
-            ways.append(way or [])
-        if trajectory is not None:
-            trajectory += together(ways)
-        if not parts:
-            return torch.zeros(0, *self.shape, dtype=torch.int64 if self.reads == "codes" else torch.float32)
-        return torch.cat(parts).cpu()
+            way: list[Tensor] | None = None
+            if ways is not None:
+                ways.append(way := [])
+            told = in_all(progress, rows, n)
+            yield self.paradigm.sample(  # type: ignore[operator]
+                rows.stop - start, *pick, seed, options, first=first + start, trajectory=way, progress=told
+            ).cpu()
 
     def vary(
-        self, x: Tensor, level: float, condition: Labels = None, seed: int = 0, options: Config | None = None
+        self,
+        x: Tensor,
+        level: float,
+        condition: Labels = None,
+        seed: int = 0,
+        options: Config | None = None,
+        progress: Progress = untold,
     ) -> Tensor:
         """Other signals like x (B, C, *space): noised to a level in (0, 1], and the noise undone; 1 leaves nothing.
 
@@ -258,15 +301,39 @@ class Generator(Model):
         self._check_guidance(options)
         ids, parts = self.label_ids(condition, len(x)), []
         for start in range(0, len(x), BATCH):
-            rows = slice(start, start + BATCH)
-            some = None if ids is None else ids[rows]
-            parts.append(self.paradigm.vary(self.inwards(x[rows]), level, some, seed, options, first=start))  # type: ignore[operator]
+            rows = slice(start, min(len(x), start + BATCH))
+            some, told = None if ids is None else ids[rows], in_all(progress, rows, len(x))
+            parts.append(
+                self.paradigm.vary(self.inwards(x[rows]), level, some, seed, options, first=start, progress=told)  # type: ignore[operator]
+            )
         return self.outwards(torch.cat(parts).cpu())
 
+    def log_likelihood(self, x: Tensor, condition: Labels = None, seed: int = 0, steps: int | None = None) -> Tensor:
+        """How likely signals x (n, C, *space) are to this model, given their labels: nats, float64 (n,).
+
+        A next-token model gives the log probability of their codes, exactly. A diffusion model gives the log density of
+        the pixels on their scale of [-1, 1], or of the latents in units of their own, by the probability flow in
+        `steps` steps; signal i draws its probe from (seed, i). Raises UserError where the paradigm has neither.
+        """
+        if not hasattr(self.paradigm, "log_likelihood"):
+            raise UserError(
+                f"paradigm {self.recipe.paradigm.kind} has no likelihood of single signals; `smalti evaluate` gives the"
+                " bound on that of many, where there is one"
+            )
+        ids, parts = self.label_ids(condition, len(x)), [torch.zeros(0, dtype=torch.float64)]
+        for start in range(0, len(x), WITH_GRADIENTS):
+            rows = slice(start, start + WITH_GRADIENTS)
+            some = None if ids is None else ids[rows]
+            parts.append(self.paradigm.log_likelihood(self.inwards(x[rows]), some, seed, steps, first=start).cpu())  # type: ignore[operator]
+        return torch.cat(parts)
+
     def _check_guidance(self, options: Config | None) -> None:
-        """Guidance pulls towards a label: without labels it would do nothing, and nobody would know."""
+        """Guidance pulls towards a label: without labels it would do nothing, and nobody would know.
+
+        That of the recipe was asked for by nobody who samples.
+        """
         asked = getattr(options, "guidance", 1.0)
-        if asked != 1 and not self.labels:
+        if asked not in (1, getattr(self.options, "guidance", 1.0)) and not self.labels:
             raise UserError(f"guidance {asked:g} on a model that was trained without labels; leave it out")
 
     def label_ids(self, condition: Labels, n: int) -> Tensor | None:
@@ -293,6 +360,11 @@ class Generator(Model):
         return int(label)
 
 
+def in_all(progress: Progress, rows: slice, n: int) -> Progress:
+    """What is told of the steps of some rows, as steps of rows of n examples in all."""
+    return lambda done, total: progress(rows.start * total + (rows.stop - rows.start) * done, n * total)
+
+
 def together(ways: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Trajectories of several batches as one: those that came to rest sooner wait in their last state."""
     longest = max((len(way) for way in ways), default=0)
@@ -300,8 +372,24 @@ def together(ways: Sequence[Sequence[Tensor]]) -> list[Tensor]:
 
 
 def build(recipe: Recipe, examples: Examples) -> Paradigm:
-    """The untrained paradigm that a recipe describes."""
+    """The untrained paradigm that a recipe describes. Raises UserError as `check_size` does."""
+    check_size(recipe, examples.signal)
     return recipe.paradigm.build(recipe.model, examples, recipe.training.steps)
+
+
+def check_size(recipe: Recipe, signal: SignalSpec) -> None:
+    """Raises UserError where the weights of a recipe's network are more than this machine has memory for."""
+    with torch.device("meta"):  # shapes, and no memory
+        if isinstance(recipe.model, TransformerConfig):
+            network: nn.Module = Transformer(recipe.model, conditioned=True)
+        else:
+            network = Autoencoder(recipe.model, signal)
+    needed = sum(each.numel() * each.element_size() for each in (*network.parameters(), *network.buffers()))
+    if needed > memory():
+        raise UserError(
+            f"the network of {recipe.name} takes {needed / 2**30:,.0f} GiB, and this machine has"
+            f" {memory() / 2**30:,.0f}: a smaller --model.width would do"
+        )
 
 
 def write(
@@ -337,15 +425,18 @@ def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator:
     """Rebuild the model of a run, or of a model folder. Raises UserError when it is missing, damaged or too new."""
     folder = checkpoint.model_folder(path)
     config = checkpoint.read_config(folder)
-    place = pick_device(device)
+    place, damaged = pick_device(device), f"{folder / 'config.json'} is damaged: it does not describe a model"
     try:
         recipe = parse(config["recipe"], str(folder / "config.json"))
-        examples = Examples.model_validate(config["examples"])
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} is damaged: it does not describe a model") from error
+        examples = checked(Examples, config["examples"], damaged)
+    except KeyError as error:
+        raise UserError(damaged) from error
     paradigm = build(recipe, examples)
+    weights = checkpoint.read_weights(folder, config)
+    if broken := [name for name, each in weights.items() if not bool(each.isfinite().all())]:
+        raise UserError(f"{folder} is damaged: its weights are not finite, {broken[0]} among them; train it anew")
     try:
-        paradigm.load_model_state(checkpoint.read_weights(folder, config))
+        paradigm.load_model_state(weights)
     except RuntimeError as error:
         raise UserError(f"{folder} is damaged: its weights do not fit its config.json") from error
     model: Tokenizer | Generator

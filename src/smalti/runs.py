@@ -117,6 +117,7 @@ class _Training:
         with self._timed("data"):
             source, validation = open_source(recipe.data, "train"), open_source(recipe.data, "validation")
             self._tell_broken(source.broken)
+        models.check_size(recipe, source.signal)  # before its tokenizer is trained for nothing
         if self.ranks.writes:
             write_text(self.folder / "recipe.json", recipe.json_text())
         if recipe.generates and recipe.paradigm.reads != "signals":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
@@ -8,13 +9,18 @@ import torch
 from tests.evaluation import exact
 from tests.tiny import cut, pictures, tokenizer_recipe
 
+from smalti.config import Examples, SignalSpec
 from smalti.data.example import MemorySource
+from smalti.data.image import to_signal
 from smalti.data.sources import DataConfig, open_source
 from smalti.errors import UserError
 from smalti.evaluation import evaluate as room
 from smalti.evaluation.classifier import PixelFeatures
-from smalti.evaluation.evaluate import copying, evaluate, evaluate_tokenizer, gathered, held_out, likeness
-from smalti.model import load
+from smalti.evaluation.evaluate import HeldOut, copying, evaluate, evaluate_tokenizer, gathered, held_out, likeness
+from smalti.layers.transformer import TransformerConfig
+from smalti.model import Generator, build, load
+from smalti.paradigms.diffusion import DiffusionConfig
+from smalti.recipe import Recipe
 
 FRACTIONS = ("label_accuracy", "precision", "recall", "coverage")
 
@@ -114,6 +120,35 @@ def test_labels_of_other_data_are_not_taken_for_the_models_own(tiny, tmp_path):
 def test_too_little_held_out(tiny, tmp_path):
     with pytest.raises(UserError, match="too few to compare"):
         evaluate(load(tiny.run, "cpu"), str(pictures(tmp_path / "few", each=8)))
+
+
+def test_the_density_of_pixels(noise, monkeypatch):
+    """Of a model to which every number in [-1, 1] is equally likely, a level costs log2(255) bits."""
+    examples = Examples(signal=SignalSpec(channels=1, shape=(16, 16)))
+    recipe = Recipe(
+        name="pixels",
+        data=DataConfig(),
+        model=TransformerConfig(layers=1, width=16, heads=2),
+        paradigm=DiffusionConfig(),
+    )
+    model = Generator(recipe, examples, build(recipe, examples), torch.device("cpu"), None)
+    test, seen = HeldOut(noise(40), None), []
+    figures = room.likelihood(model, test)
+    assert set(figures) == {"bits_a_dimension", "bits_a_dimension_error"}
+    assert figures == room.likelihood(model, test)
+    assert all(math.isfinite(value) and value > 0 for value in figures.values())
+
+    def even(x: torch.Tensor, labels: torch.Tensor | None, seed: int) -> torch.Tensor:
+        seen.append(x)
+        return -x[0].numel() * math.log(2) * (1 + torch.arange(len(x)) % 2)
+
+    monkeypatch.setattr(model, "log_likelihood", even)
+    figures = room.likelihood(model, test)
+    assert figures["bits_a_dimension"] == pytest.approx(math.log2(255) + 0.5, abs=1e-5)
+    assert figures["bits_a_dimension_error"] == pytest.approx(0.5 / 31**0.5, abs=1e-5)
+    off = (seen[0] - to_signal(room.shuffled(test, room.DENSE).pixels)) * 127.5
+    assert -0.5 <= off.min() < -0.49 < 0.49 < off.max() <= 0.5
+    assert off.flatten(1).unique(dim=0).shape[0] == room.DENSE  # every picture has noise of its own
 
 
 def test_real_pictures_are_like_real_pictures(noise):

@@ -288,6 +288,59 @@ def test_no_samples():
     assert made(SPECS["one codebook"]).sample(0).shape == (0, 1, 2, 3)
 
 
+@pytest.mark.parametrize("at", ["head", "token", "place", "label", "network"])
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(at, broken):
+    model = made(SPECS["one codebook"])
+    with torch.no_grad():
+        dict(model.named_parameters())[NEAREST[at]].fill_(broken)
+    for options in (GREEDY, AutoregressiveOptions(guidance=2.0)):
+        with pytest.raises(UserError, match="not finite"):
+            model.sample(2, torch.tensor([0, 1]), options=options)
+    with pytest.raises(UserError, match="not finite"):
+        model.log_likelihood(codes_of(SPECS["one codebook"], 2))
+
+
+NEAREST = {
+    "head": "head.weight",
+    "token": "token.weight",
+    "place": "place",
+    "label": "label.weight",
+    "network": "network.blocks.0.qkv.weight",
+}
+
+
+def test_every_step_is_told():
+    told: list[tuple[int, int]] = []
+    made(SPECS["two codebooks"]).sample(2, progress=lambda *step: told.append(step))
+    assert told == [(step, 12) for step in range(1, 13)]
+
+
+# --- the likelihood --------------------------------------------------------------------------------------------------
+
+
+def test_the_likelihoods_of_all_grids_there_are_add_up_to_one():
+    spec = CodeSpec(codebooks=2, grid=(2,), size=3)
+    model = made(spec)
+    every = model.grid(torch.tensor(list(product(range(3), repeat=4))))
+    for labels in (None, torch.full((81,), 1)):
+        assert model.log_likelihood(every, labels).exp().sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_the_likelihood_is_that_of_the_draws():
+    spec = CodeSpec(codebooks=1, grid=(2,), size=3)
+    model, n = made(spec), 20_000
+    every = model.grid(torch.tensor(list(product(range(3), repeat=2))))
+    expected = model.log_likelihood(every, torch.full((9,), 2)).exp() * n
+    drawn = model.sample(n, torch.full((n,), 2), options=AutoregressiveOptions())
+    counts = torch.bincount(drawn.flatten(1) @ torch.tensor([3, 1]), minlength=9).double()
+    assert ((counts - expected).square() / expected).sum() < 30  # 99.9th percentile of 8 degrees of freedom: 26.1
+    with pytest.raises(UserError, match="known codes and mask must be"):
+        model.log_likelihood(every[:, :, :1])
+    with pytest.raises(UserError, match="class ids"):
+        model.log_likelihood(every, torch.full((9,), 3))
+
+
 # --- guidance and labels ---------------------------------------------------------------------------------------------
 
 

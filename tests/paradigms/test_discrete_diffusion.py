@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -276,6 +277,16 @@ def test_the_trajectory_ends_in_the_sample(scheme, order):
     assert (masks[0] > 0) == (SCHEMES[scheme].masks > 0)
 
 
+@every_way
+def test_every_step_is_told(scheme, order):
+    model, told = made(scheme), []
+    x = model.sample(2, options=options(order), progress=lambda *step: told.append(step))
+    assert told == [(step, 4) for step in range(1, 5)]
+    told.clear()
+    model.vary(x, 0.5, options=options(order), progress=lambda *step: told.append(step))
+    assert told == [(step, 4) for step in range(1, 5)]
+
+
 @pytest.mark.parametrize("order", ["confidence", "halton"])
 def test_every_step_shows_at_least_one_code_and_follows_the_schedule(order):
     spec = CodeSpec(codebooks=1, grid=(4, 4), size=7)
@@ -368,6 +379,10 @@ WRONG = {
     "codes out of range": lambda m, x: m.sample(2, None, x + 7, torch.ones_like(x).bool()),
     "an unknown label": lambda m, x: m.sample(2, torch.tensor([0, 3])),
     "more steps than codes": lambda m, x: m.sample(2, options=options(steps=7)),
+    "more steps than codes, of a variation": lambda m, x: m.vary(x, 0.5, options=options(steps=7)),
+    "a mask of another size": lambda m, x: m.sample(2, None, x, torch.ones(2, 1, 2, 2).bool()),
+    "a negative label": lambda m, x: m.sample(2, torch.tensor([0, -1])),
+    "too many labels": lambda m, x: m.sample(2, torch.tensor([0, 1, 1])),
     "a level of nothing": lambda m, x: m.vary(x, 0.0),
 }
 
@@ -378,12 +393,19 @@ def test_what_cannot_be_honoured_is_refused_in_words(wrong):
         WRONG[wrong](made("masked"), codes_of(SPECS["one codebook"], 2))
 
 
-def test_weights_that_are_not_finite_are_said_to_be_so():
-    model = made("masked")
+@pytest.mark.parametrize("steps", [0, -3, 10_001])
+def test_no_steps_and_steps_without_end_are_refused(steps):
+    with pytest.raises(ValidationError, match="steps"):
+        DiscreteDiffusionOptions(steps=steps)
+
+
+@every_way
+def test_weights_that_are_not_finite_are_said_to_be_so(scheme, order):
+    model = made(scheme)
     with torch.no_grad():
         model.head.weight[0, 0] = torch.nan
     with pytest.raises(UserError, match="finite"):
-        model.sample(1, options=options())
+        model.sample(1, options=options(order))
 
 
 def test_no_samples():

@@ -13,7 +13,7 @@ from smalti.sampling.files import read_fitted
 SHAPE = (2, 4, 3)
 
 
-@pytest.mark.parametrize(("keep", "count"), [(0.5, 6), (0.25, 3), (1, 1), (12, 12), (5.0, 5), (0.05, 1), (0.99, 12)])
+@pytest.mark.parametrize(("keep", "count"), [(0.5, 6), (0.25, 3), (1, 1), (11, 11), (5.0, 5), (0.05, 1), (0.95, 11)])
 def test_the_first_part_in_reading_order(keep, count):
     mask = first_part(SHAPE, 5, keep)
     assert (mask.shape, mask.dtype) == ((5, 2, 4, 3), torch.bool)
@@ -22,7 +22,7 @@ def test_the_first_part_in_reading_order(keep, count):
             assert bool((mask[:, :, row, column] == (3 * row + column < count)).all())
 
 
-@pytest.mark.parametrize("keep", [0, -0.5, -1, 13, 1.5, 0.01, float("nan"), float("inf")])
+@pytest.mark.parametrize("keep", [0, -0.5, -1, 12, 13, 1.5, 0.01, 0.99, float("nan"), float("inf")])
 def test_what_cannot_be_kept(keep):
     with pytest.raises(UserError, match="--keep"):
         first_part(SHAPE, 1, keep)
@@ -47,6 +47,14 @@ def test_masks_that_make_no_sense(tmp_path):
         mask_from_file(drawn(tmp_path / "m.png", np.zeros((16, 16))), SHAPE, (16, 12), 1)
     with pytest.raises(UserError, match="keeps everything"):
         mask_from_file(drawn(tmp_path / "w.png", np.ones((16, 12))), SHAPE, (16, 12), 1)
+    white = np.zeros((16, 12))
+    white[3:6, 3:7] = 1  # larger than one code, and yet of none the whole
+    for nothing in (np.zeros((16, 12)), white):
+        with pytest.raises(UserError, match="keeps nothing, for no square of 4×4 pixels is white"):
+            mask_from_file(drawn(tmp_path / "b.png", nothing), SHAPE, (16, 12), 1)
+    assert int(mask_from_file(tmp_path / "b.png", (1, 16, 12), (16, 12), 1).sum()) == 12
+    with pytest.raises(UserError, match="for no pixel is white"):
+        mask_from_file(drawn(tmp_path / "b.png", np.zeros((16, 12))), (1, 16, 12), (16, 12), 1)
     with pytest.raises(UserError, match="no such file"):
         mask_from_file(tmp_path / "nothing.png", SHAPE, (16, 12), 1)
 

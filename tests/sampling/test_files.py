@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_a_slug_is_always_a_plain_name(label):
 def test_samples_carry_where_they_came_from(tiny, tmp_path):
     model = load(tiny.run, "cpu")
     x = model.sample(4, "Lying flat", seed=7)
-    paths = files.write_samples(x, tmp_path / "new", model, 7, "Lying flat", {"smalti:options": "{}"})
+    paths = list(files.write_samples(x, tmp_path / "new", model, 7, "Lying flat", {"smalti:options": "{}"}))
     assert [path.name for path in paths] == [f"lying-flat_0000{i}.png" for i in range(4)]
     told = read_text(paths[3])
     assert (told["smalti:seed"], told["smalti:index"], told["smalti:label"]) == ("7", "3", "Lying flat")
@@ -57,9 +58,22 @@ def test_samples_carry_where_they_came_from(tiny, tmp_path):
 
 def test_t_shirt_top_3(tiny, tmp_path):
     x = torch.zeros(4, 1, 16, 16)
-    paths = files.write_samples(x, tmp_path, load(tiny.run, "cpu"), 0, "T-shirt/top")
+    paths = list(files.write_samples(x, tmp_path, load(tiny.run, "cpu"), 0, "T-shirt/top"))
     assert paths[3].name == "t-shirt-top_00003.png"
-    assert files.write_samples(x, tmp_path, load(tiny.run, "cpu"), 0)[3].name == "sample_00003.png"
+    assert list(files.write_samples(x, tmp_path, load(tiny.run, "cpu"), 0))[3].name == "sample_00003.png"
+
+
+def test_samples_are_written_as_they_come_and_outlive_an_interrupt(tiny, tmp_path):
+    def drawn() -> Iterator[torch.Tensor]:
+        for i in range(3):
+            assert len(list(tmp_path.iterdir())) == i  # the one before is written before the next is asked for
+            yield torch.zeros(1, 16, 16)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(files.write_samples(drawn(), tmp_path, load(tiny.run, "cpu"), 0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"sample_0000{i}.png" for i in range(3)]
+    assert all(files.written_here(path) for path in tmp_path.iterdir())
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 9))

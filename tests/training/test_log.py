@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 
+import pytest
+from rich.console import Console
+
+from smalti.training import log as log_room
 from smalti.training.log import MetricsLog, ProgressLine, read_metrics, say
 
 
@@ -47,3 +52,14 @@ def test_what_is_said_is_not_read_as_markup(capfd):
     told = capfd.readouterr()
     assert told.out == ""
     assert told.err == "a folder named [bold]x[/bold]\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_nothing_is_shown_of_what_is_soon_done(terminal, monkeypatch):
+    for after, shown in ((60.0, False), (1e-9, True)):
+        seen = io.StringIO()
+        monkeypatch.setattr(log_room, "console", Console(file=seen, force_terminal=terminal, width=80))
+        with ProgressLine("steps", 1, after=after) as line:
+            for done in (10, 20):
+                line.told(done, 20)
+        assert ("steps" in seen.getvalue()) == ("20/20" in seen.getvalue()) == shown

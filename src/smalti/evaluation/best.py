@@ -5,6 +5,9 @@ Rejection by a classifier, as Razavi et al. 2019 (arXiv 1906.00446, section 3.3)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -14,6 +17,7 @@ from smalti.errors import UserError
 from smalti.evaluation.classifier import Classifier
 from smalti.evaluation.evaluate import data_of, gathered, trained_judge
 from smalti.model import BATCH, Generator, Labels
+from smalti.paradigms.base import Progress, untold
 
 
 def best_of(
@@ -31,6 +35,21 @@ def best_of(
     (i + 1) * candidates - 1 of the seed. judge: `judge_of` the generator unless given, its classes the generator's
     labels. Raises UserError without labels, and as `Generator.draw` and `judge_of` do.
     """
+    parts = list(bests(generator, n, condition, candidates, seed, options, judge))
+    return torch.cat(parts) if parts else generator.sample(0)
+
+
+def bests(
+    generator: Generator,
+    n: int,
+    condition: Labels,
+    candidates: int,
+    seed: int = 0,
+    options: Config | None = None,
+    judge: Classifier | None = None,
+    progress: Progress = untold,
+) -> Iterator[Tensor]:
+    """`best_of`, some signals (B, C, *space) after the other. `progress` is told of all candidates' steps."""
     if candidates < 1:
         raise UserError(f"the best of {candidates} is none; ask for the best of 2 or more")
     labels = generator.label_ids(condition, n)
@@ -39,14 +58,20 @@ def best_of(
             raise UserError("this model was trained without labels, so nothing tells which of several is best")
         raise UserError("the best of several is the one that likeliest carries its label; say which with --label")
     judge = judge or judge_of(generator)
-    at_once, kept = max(1, BATCH // candidates), []
+    at_once = max(1, BATCH // candidates)
     for start in range(0, n, at_once):
         own = labels[start : start + at_once]
-        asked = own.repeat_interleave(candidates)
-        x = generator.sample(len(asked), asked, seed=seed, options=options, first=start * candidates)
+        asked, begin = own.repeat_interleave(candidates), start * candidates
+        told = partial(_told_of_all, progress, begin, len(asked), n * candidates)
+        x = generator.sample(len(asked), asked, seed=seed, options=options, first=begin, progress=told)
         sure = judge.logits(x).log_softmax(1).gather(1, asked[:, None]).view(-1, candidates)
-        kept.append(x[torch.arange(len(own)) * candidates + sure.argmax(1)])
-    return torch.cat(kept) if kept else generator.sample(0)
+        yield x[torch.arange(len(own)) * candidates + sure.argmax(1)]
+
+
+def _told_of_all(progress: Progress, begin: int, count: int, n: int, done: int, total: int) -> None:
+    """What is told of the steps of `count` candidates, as steps of all n."""
+    steps = total // count
+    progress(begin * steps + done, n * steps)
 
 
 def judge_of(generator: Generator) -> Classifier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,13 +24,17 @@ from smalti.evaluation.distance import frechet, nearest, precision_recall_densit
 from smalti.evaluation.reconstruction import ReconstructionMeter
 from smalti.evaluation.tokenizers import figures_of
 from smalti.model import Generator, Tokenizer
+from smalti.paradigms.likelihood import bits_per_dimension
+from smalti.tokenizers.bottlenecks import Moment
 from smalti.training.log import ProgressLine
 from smalti.training.totals import Totals
 
 COMPARED = 2000  # pictures on each side of a comparison
 SOME = 2000  # held-out pictures that a report looks at
+DENSE = 32  # held-out pictures whose density is taken: each costs a hundred passes, there and back
 NEIGHBOURS = 5
 SEED = 0
+LEVEL_STREAM = 131  # of random numbers: where within its level a pixel stands
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,8 @@ def evaluate_generator(
     known = bool(generator.labels) and generator.labels == train_source.labels
     labels = other.labels if known else None
     began = time.perf_counter()
-    drawn = generator.sample(size, labels, seed=SEED, options=options)
+    with ProgressLine(f"steps of {size} samples", 1, after=2) as line:
+        drawn = generator.sample(size, labels, seed=SEED, options=options, progress=line.told)
     seconds = time.perf_counter() - began
     columns = {"samples": to_pixels(drawn), "real": other.pixels}
     if generator.reads != "signals":
@@ -181,13 +187,8 @@ def trained_judge(source: Source, train: HeldOut, test: HeldOut | None, config: 
     The judge's own accuracy is measured on `test`, if there is any.
     """
     with ProgressLine("train the judge", 1) as line:
-
-        def progress(done: int, total: int) -> None:
-            line.total = total
-            line.update(done)
-
         held = None if test is None or test.labels is None else (test.pixels, test.labels)
-        return judge(train.pixels, train.labels, f"{source.fingerprint}/{config.fit}", held, progress=progress)
+        return judge(train.pixels, train.labels, f"{source.fingerprint}/{config.fit}", held, progress=line.told)
 
 
 def likeness(eye: Judge, features: Tensor, pixels: Tensor, labels: Tensor | None) -> dict[str, float]:
@@ -220,10 +221,14 @@ def copying(samples: Tensor, real: Tensor, train: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def likelihood(generator: Generator, test: HeldOut) -> dict[str, float]:
-    """The likelihood of held-out pictures' codes, given their labels where there are any: nats a code and a picture.
+    """The likelihood of held-out pictures, given their labels where there are any.
 
-    Exact for a next-token model, an upper bound for discrete diffusion; nothing where the paradigm has no codes.
+    Over codes it is that of the codes, in nats a code and a picture: exact for a next-token model, an upper bound for
+    discrete diffusion. For diffusion on pixels see `density`. Diffusion on latents has none here: nats of a latent mean
+    something beside those of the same tokenizer alone (`Generator.log_likelihood` gives them).
     """
+    if generator.reads == "signals":
+        return density(generator, test)
     if generator.reads != "codes":
         return {}
     codes = generator.inwards(to_signal(test.pixels))
@@ -236,3 +241,17 @@ def likelihood(generator: Generator, test: HeldOut) -> dict[str, float]:
         return {}
     length = generator.tokenizer.network.codes.length
     return {"nats_a_code": means["nats_a_code"], "nats_a_picture": means["nats_a_code"] * length}
+
+
+def density(generator: Generator, test: HeldOut) -> dict[str, float]:
+    """Bits for each number of held-out pictures, their mean over DENSE of them and its standard error.
+
+    Pixels are spread evenly within their level first, by noise drawn from (SEED, picture): then the density bounds the
+    bits of the levels themselves (Theis et al. 2015, arXiv 1511.01844, section 3.1).
+    """
+    some = shuffled(test, DENSE)
+    rows, shape = torch.arange(len(some)), tuple(some.pixels.shape[1:])
+    within = Moment(SEED, 0, rows, 0.0).uniform(LEVEL_STREAM, shape, torch.device("cpu")) - 0.5
+    nats = generator.log_likelihood(to_signal(some.pixels) + within * 2 / 255, some.labels, SEED)
+    bits = bits_per_dimension(nats, math.prod(shape))
+    return {"bits_a_dimension": bits.mean().item(), "bits_a_dimension_error": (bits.std() / len(bits) ** 0.5).item()}

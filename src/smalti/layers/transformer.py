@@ -32,7 +32,7 @@ class TransformerConfig(Config):
     """The size of a transformer."""
 
     kind: Literal["transformer"] = "transformer"
-    layers: int = Field(6, ge=1)
+    layers: int = Field(6, ge=1, le=1000)
     width: int = Field(256, ge=8)
     heads: int = Field(4, ge=1)
     hidden: int | None = Field(None, ge=1, description="width inside the MLP; None is 8/3 of the width, in steps of 32")

@@ -24,9 +24,9 @@ from smalti.device import decoding_dtype, full_precision
 from smalti.errors import UserError
 from smalti.layers.stepper import Folded, Stepper
 from smalti.layers.transformer import TransformerConfig
-from smalti.paradigms.base import Loss
+from smalti.paradigms.base import Loss, Progress, untold
 from smalti.paradigms.choose import ChoiceConfig, choose
-from smalti.paradigms.codes import CodeModel
+from smalti.paradigms.codes import CodeModel, check_finite
 from smalti.paradigms.guidance import GuidanceConfig, guide
 from smalti.term import Term
 from smalti.tokenizers.bottlenecks import Moment
@@ -152,6 +152,21 @@ class Autoregressive(CodeModel):
         return (first.unsqueeze(-1) + books).flatten(1)
 
     @torch.no_grad()
+    def log_likelihood(
+        self, x: Tensor, condition: Tensor | None = None, seed: int = 0, steps: int | None = None, first: int = 0
+    ) -> Tensor:
+        """The log probability of codes (n, Q, *grid) given class ids (n,), in nats: float64 (n,), exact.
+
+        Nothing is drawn here, and there are no steps. Raises UserError on codes and class ids that do not exist.
+        """
+        device = self.place.device
+        labels = self.labels_of(condition, len(x), device)
+        sequence, _ = self.known_sequence(x, torch.ones_like(x, dtype=torch.bool), len(x), device)
+        log_p = self.logits(labels, sequence).double().log_softmax(-1)
+        check_finite(log_p)
+        return log_p.gather(-1, sequence[..., None]).sum((1, 2))
+
+    @torch.no_grad()
     def sample(
         self,
         n: int,
@@ -162,6 +177,7 @@ class Autoregressive(CodeModel):
         options: AutoregressiveOptions | None = None,
         first: int = 0,
         trajectory: list[Tensor] | None = None,
+        progress: Progress = untold,
     ) -> Tensor:
         """Draw codes (n, Q, *grid).
 
@@ -170,7 +186,7 @@ class Autoregressive(CodeModel):
         first in raster order, for a next-token model cannot look ahead. Row i draws its noise from (seed, first + i).
         Without a condition the class is open and guidance does nothing. `trajectory` is given the grid after every
         code, -1 where none has been chosen yet. Raises UserError on a mask or an order that the model was not trained
-        for, and on class ids that do not exist.
+        for, on class ids that do not exist and on weights that are not finite.
         """
         options = options or self.config.sampling
         guided = options.guidance != 1 and condition is not None and self.classes > 0
@@ -203,6 +219,9 @@ class Autoregressive(CodeModel):
             x = self.embed(out[:, step : step + 1], step)[:, 0].repeat(1 + guided, 1)
             if self.config.order == "random":
                 x = x + self.own[place]
+            progress(step + 1, self.codes.length)
+        if n and given < self.codes.length:
+            check_finite(logits)  # what is broken at one code stays in the cache, and breaks the last one too
         return self.grid(in_raster(order, out))
 
     def _stepper(self, dtype: torch.dtype, rows: int) -> Stepper:

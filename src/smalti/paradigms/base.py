@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -11,6 +11,13 @@ from torch import Tensor, nn
 from smalti.data.batch import Batch
 from smalti.term import Term
 from smalti.tokenizers.bottlenecks import Statistic
+
+# who waits for samples is told after every step: how many are done, of how many
+Progress = Callable[[int, int], object]
+
+
+def untold(done: int, total: int) -> None:
+    """Nobody waits."""
 
 
 @dataclass(frozen=True)

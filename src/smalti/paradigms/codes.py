@@ -112,6 +112,12 @@ def class_ids(labels: Tensor | None, n: int, classes: int, device: torch.device)
     return labels.to(device)
 
 
+def check_finite(said: Tensor) -> None:
+    """Raises UserError where what a network says is not finite."""
+    if not bool(said.isfinite().all()):
+        raise UserError("the network's answers are not finite: its weights are broken; load an earlier state")
+
+
 def grid_positions(codes: CodeSpec) -> Tensor:
     """The place (T, axes) of each code in reading order."""
     axes = torch.meshgrid(*(torch.arange(side) for side in codes.grid), indexing="ij")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import count
 from typing import ClassVar, Literal
 
 import torch
@@ -21,11 +22,11 @@ from smalti.errors import UserError
 from smalti.layers.embed import TimeEmbedding
 from smalti.layers.transformer import Transformer, TransformerConfig
 from smalti.paradigms import likelihood
-from smalti.paradigms.base import Loss, Paradigm
+from smalti.paradigms.base import Loss, Paradigm, Progress, untold
 from smalti.paradigms.bound import WEIGHT, variational_bound
-from smalti.paradigms.codes import class_ids, grid_positions, shown_labels
+from smalti.paradigms.codes import check_finite, class_ids, grid_positions, shown_labels
 from smalti.paradigms.guidance import GuidanceConfig, guide
-from smalti.paradigms.noise import LEAST, PATHS, Estimate, PathName, Predicts
+from smalti.paradigms.noise import PATHS, Estimate, PathName, Predicts
 from smalti.paradigms.solvers import (
     Denoise,
     Keep,
@@ -39,13 +40,13 @@ from smalti.paradigms.solvers import (
     euler,
     heun,
     moved,
-    unseen,
 )
 from smalti.term import Term
 from smalti.tokenizers.bottlenecks import Moment
 
 # streams of random numbers, apart from that of labels: no two decisions share one
 TIME, NOISE, START, ON_THE_WAY, PROBE = 3, 4, 5, 6, 7
+LIKELIHOOD_STEPS = 50
 GAMMA = 4.0  # where the soft weight of the signal-to-noise ratio bends
 ROUNDS = 3  # in which a step of the inversion is made exact
 LEAST_DEVIATION = 1e-3  # of a channel: one that never changes is not blown up
@@ -55,7 +56,7 @@ class DiffusionOptions(GuidanceConfig):
     """How to sample. Steps are evenly spaced; a path in 1,000 steps has no more than those."""
 
     solver: Literal["ddpm", "ddim", "euler", "heun", "dpm-solver-2m"] = "ddim"
-    steps: int = Field(50, ge=1)
+    steps: int = Field(50, ge=1, le=10_000)
     eta: float = Field(0.0, ge=0, le=1, description="noise that ddim adds on the way; 1 is as much as ddpm's")
     clip: bool = Field(True, description="hold predicted signals within [-1, 1]; latents are never held")
 
@@ -253,6 +254,7 @@ class Diffusion(Paradigm):
         options: DiffusionOptions | None = None,
         first: int = 0,
         trajectory: list[Tensor] | None = None,
+        progress: Progress = untold,
     ) -> Tensor:
         """Draw signals in [-1, 1], or latents: float (n, C, *space).
 
@@ -265,7 +267,7 @@ class Diffusion(Paradigm):
         options = options or self.config.sampling
         times = self.path.times(options.steps)
         noise = self._noise(n, seed, START, 0, first)
-        return self._sampled(noise, times, condition, known, mask, seed, options, first, trajectory)
+        return self._sampled(noise, times, condition, known, mask, seed, options, first, trajectory, progress)
 
     @torch.no_grad()
     def vary(
@@ -277,6 +279,7 @@ class Diffusion(Paradigm):
         options: DiffusionOptions | None = None,
         first: int = 0,
         trajectory: list[Tensor] | None = None,
+        progress: Progress = untold,
     ) -> Tensor:
         """New data like x (n, C, *space): x with noise up to a time in (0, 1], and sampled from there.
 
@@ -290,7 +293,7 @@ class Diffusion(Paradigm):
         times = self.path.times(max(1, round(options.steps * noise_level)), noise_level)
         noise, (alpha, sigma) = self._noise(len(x), seed, START, 0, first), self.path.level(times[0])
         start = alpha * self.normal(x.to(noise.device)) + sigma * noise
-        return self._sampled(start, times, condition, None, None, seed, options, first, trajectory)
+        return self._sampled(start, times, condition, None, None, seed, options, first, trajectory, progress)
 
     @torch.no_grad()
     def noise_of(self, x: Tensor, condition: Tensor | None = None, options: DiffusionOptions | None = None) -> Tensor:
@@ -324,18 +327,17 @@ class Diffusion(Paradigm):
         return self._sampled(noise.to(self.mean.device), times, condition, None, None, 0, options, 0, trajectory)
 
     def log_likelihood(
-        self, x: Tensor, condition: Tensor | None = None, steps: int = 100, seed: int = 0, first: int = 0
+        self, x: Tensor, condition: Tensor | None = None, seed: int = 0, steps: int | None = None, first: int = 0
     ) -> Tensor:
         """The log density of data (n, C, *space) in their own units, in nats: float64 (n,).
 
-        By the probability flow in that many steps of Heun, without guidance and in fp32. Data count as being at the
-        least noise level, a thousandth. Row i draws its probe of the divergence from (seed, first + i).
+        By the probability flow in that many steps of Heun (None: 50), without guidance and in fp32. Data count as being
+        at the least noise level, a thousandth. Row i draws its probe of the divergence from (seed, first + i).
         `likelihood.bits_per_dimension` says it in bits.
         """
         self._check(x, len(x), "what a likelihood is asked of")
         probe = torch.where(self._noise(len(x), seed, PROBE, 0, first) < 0, -1.0, 1.0)
-        rising = [t for t in self.path.times(steps)[::-1] if t > LEAST]
-        times, options = [LEAST, *rising], DiffusionOptions()
+        times, options = self.path.rising(LIKELIHOOD_STEPS if steps is None else steps), DiffusionOptions()
         with full_precision(x.device):
             denoise = self._denoiser(self._labels(condition, len(x)), [*times[::-1], 0.0], options, False, exact=True)
             nats = likelihood.log_likelihood(denoise, self.normal(x.to(probe.device)), times, self.path, probe)
@@ -353,6 +355,7 @@ class Diffusion(Paradigm):
         options: DiffusionOptions,
         first: int,
         trajectory: list[Tensor] | None,
+        progress: Progress = untold,
     ) -> Tensor:
         """From noise, or what is partly noise, at times[0] to data."""
         n, signals = len(x), self.config.on == "pixels"
@@ -366,13 +369,17 @@ class Diffusion(Paradigm):
             data = data.clamp(-1, 1) if signals else data
             return data if known is None or mask is None else torch.where(mask, known, data)
 
+        steps = count(1)
+
+        def watch(data: Tensor) -> None:
+            if trajectory is not None:
+                trajectory.append(shown(data))
+            progress(next(steps), len(times) - 1)
+
         keep: Keep = as_it_is
-        watch: Watch = unseen
         if known is not None and mask is not None:
             keep = self._kept(self.normal(known), mask, x)
             x = keep(x, times[0])
-        if trajectory is not None:
-            watch = lambda data: trajectory.append(shown(data))  # noqa: E731
         denoise = self._denoiser(labels, times, options, options.clip and signals)
         with autocast(x.device), weights_ready(self.network.blocks):
             x = self._solved(
@@ -437,8 +444,7 @@ class Diffusion(Paradigm):
             x, labels = torch.cat([x, x]), torch.cat([labels, torch.full_like(labels, self.classes)])
         with autocast(x.device, "fp32" if exact else "auto"):
             said, spread = self(x, torch.full((len(x),), t, device=x.device), labels)
-        if not said.isfinite().all():
-            raise UserError("the network's answers are not finite: its weights are broken; load an earlier state")
+        check_finite(said)
         if scale != 1:
             with_class, without = said.chunk(2)
             said = guide(with_class, without, scale)

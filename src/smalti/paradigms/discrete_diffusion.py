@@ -27,9 +27,9 @@ from smalti.device import autocast, full_precision, weights_ready
 from smalti.errors import UserError
 from smalti.layers.embed import TimeEmbedding
 from smalti.layers.transformer import TransformerConfig
-from smalti.paradigms.base import Loss
+from smalti.paradigms.base import Loss, Progress, untold
 from smalti.paradigms.choose import ChoiceConfig, drawn, limited
-from smalti.paradigms.codes import CodeModel
+from smalti.paradigms.codes import CodeModel, check_finite
 from smalti.paradigms.guidance import GuidanceConfig, guide
 from smalti.term import Term
 from smalti.tokenizers.bottlenecks import Moment
@@ -270,6 +270,7 @@ class DiscreteDiffusion(CodeModel):
         options: DiscreteDiffusionOptions | None = None,
         first: int = 0,
         trajectory: list[Tensor] | None = None,
+        progress: Progress = untold,
     ) -> Tensor:
         """Draw codes (n, Q, *grid).
 
@@ -284,7 +285,8 @@ class DiscreteDiffusion(CodeModel):
         codes, keep = self.known_sequence(known, mask, n, device)
         if not n:
             return self.grid(codes)
-        way = _Way(self, options, labels, condition is not None, seed, torch.arange(first, first + n), trajectory)
+        rows = torch.arange(first, first + n)
+        way = _Way(self, options, labels, condition is not None, seed, rows, trajectory, progress)
         start = torch.where(keep, codes, way.nothing(n))
         return self.grid(way.from_here(start, keep))
 
@@ -298,6 +300,7 @@ class DiscreteDiffusion(CodeModel):
         options: DiscreteDiffusionOptions | None = None,
         first: int = 0,
         trajectory: list[Tensor] | None = None,
+        progress: Progress = untold,
     ) -> Tensor:
         """Other codes like x (n, Q, *grid): a share `level` in (0, 1] of them is noised, and the noise undone."""
         if not 0 < level <= 1:
@@ -307,7 +310,7 @@ class DiscreteDiffusion(CodeModel):
         labels = self.labels_of(condition, len(x), device)
         clean, _ = self.known_sequence(x, torch.ones_like(x, dtype=torch.bool), len(x), device)
         rows = torch.arange(first, first + len(x))
-        way = _Way(self, options, labels, condition is not None, seed, rows, trajectory)
+        way = _Way(self, options, labels, condition is not None, seed, rows, trajectory, progress)
         start = self._replaced(clean, torch.full((len(x),), level, device=device), Moment(seed, -1, rows, 0.0))
         keep = (start != self.mask) if self.scheme.masks == 1 else torch.zeros_like(start, dtype=torch.bool)
         return self.grid(way.from_here(start, keep, level))
@@ -325,8 +328,9 @@ class _Way:
         seed: int,
         rows: Tensor,
         trajectory: list[Tensor] | None,
+        progress: Progress,
     ) -> None:
-        self.model, self.seed, self.rows, self.trajectory = model, seed, rows, trajectory
+        self.model, self.seed, self.rows, self.trajectory, self.progress = model, seed, rows, trajectory, progress
         self.options = options.for_codes(model.scheme, model.codes.length)
         self.steps = self.options.steps or 1
         self.guided = options.guidance != 1 and labelled and model.classes > 0
@@ -357,8 +361,7 @@ class _Way:
         both = x.repeat(1 + self.guided, 1)
         logits = self.model.logits(self.labels, both, torch.full((len(both),), t, device=self.device))
         log_p = logits.float().log_softmax(-1)
-        if not bool(log_p.isfinite().all()):
-            raise UserError("the model's weights are not finite; its training went wrong, or its file is damaged")
+        check_finite(log_p)
         return guide(*log_p.split(len(x)), self.options.scale(along)) if self.guided else log_p  # type: ignore[call-arg]
 
     def _unmasked(self, x: Tensor, keep: Tensor) -> Tensor:
@@ -378,7 +381,7 @@ class _Way:
             score = self._turn(x, masked, log_p, codes, moment, 1 - along)
             rank = score.masked_fill(~masked, torch.inf).argsort(1).argsort(1)
             x = torch.where(masked & (rank < count), model.mask, found)
-            self._show(x)
+            self._show(x, step)
         return x
 
     def _turn(self, x: Tensor, masked: Tensor, log_p: Tensor, codes: Tensor, moment: Moment, left: float) -> Tensor:
@@ -406,7 +409,7 @@ class _Way:
             probability = posterior(clean, x, now, then).flatten(0, 1)
             chance = self.moment(step).uniform(WHICH, tuple(x.shape[1:]), self.device)
             x = torch.where(keep, known, drawn(probability, chance.flatten()).view(x.shape))
-            self._show(x)
+            self._show(x, step)
         return x
 
     def _time_of(self, level: float) -> float:
@@ -429,7 +432,7 @@ class _Way:
             codes = torch.where(keep, known, torch.where(unchanged >= self.options.rest, x, codes))
             unchanged = torch.where((codes == x).all(1, keepdim=True), unchanged + 1, 0)
             x = codes
-            self._show(x)
+            self._show(x, step)
             if int(unchanged.min()) >= self.options.rest:
                 break
         return x
@@ -446,7 +449,8 @@ class _Way:
             return F.one_hot(log_p.argmax(-1), log_p.shape[-1]).double()
         return limited(log_p.double(), self.options).softmax(-1)
 
-    def _show(self, x: Tensor) -> None:
+    def _show(self, x: Tensor, step: int) -> None:
+        self.progress(step + 1, self.steps)
         if self.trajectory is not None:
             self.trajectory.append(self.model.grid(torch.where(x == self.model.mask, -1, x)).cpu())
 

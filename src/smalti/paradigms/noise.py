@@ -19,7 +19,8 @@ Predicts = Literal["noise", "velocity", "data"]
 PathName = Literal["ddpm", "cosine", "flow"]
 
 STEPS = 1000  # of noise, of the paths that have steps
-LEAST = 1 / STEPS  # the time that likelihoods and inversions take for that of the data
+LEAST = 1 / STEPS  # the time that likelihoods take for that of the data
+CROWDING = 7  # the paper's rho: how much closer together times stand where there is little noise
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,16 @@ class NoisePath(ABC):
 
         Raises UserError on steps that do not fit.
         """
+
+    def rising(self, steps: int) -> list[float]:
+        """The times from LEAST to 1 of an equation that is steep where there is little noise, `steps` steps apart.
+
+        Close together at its beginning: Karras et al. 2022 (arXiv 2206.00364), equation 5. Raises UserError on steps
+        that do not fit.
+        """
+        self.times(steps)
+        first = LEAST ** (1 / CROWDING)
+        return [(first + (1 - first) * k / steps) ** CROWDING for k in range(steps)] + [1.0]
 
     @abstractmethod
     def velocity(self, data: Tensor, noise: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
@@ -149,6 +160,10 @@ class Steps(NoisePath):
         if not 1 <= steps <= most:
             raise UserError(f"{steps} sampling steps: from noise level {most / STEPS:g} down there are 1 to {most}")
         return [round(most - k * most / steps) / STEPS for k in range(steps)] + [0.0]
+
+    def rising(self, steps: int) -> list[float]:
+        """Each taken to the nearest step of the path; where several meet, there is one."""
+        return sorted({round(t * STEPS) / STEPS for t in super().rising(steps)})
 
     def velocity(self, data: Tensor, noise: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
         return alpha * noise - sigma * data

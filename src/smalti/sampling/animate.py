@@ -15,6 +15,7 @@ from smalti.config import Config
 from smalti.data.image import to_pillow, to_pixels
 from smalti.errors import UserError
 from smalti.model import Generator, Labels
+from smalti.paradigms.base import Progress, untold
 
 GREY = 0.0  # what has not been chosen yet
 IN_A_STRIP = 10  # frames
@@ -38,7 +39,13 @@ def _shown(generator: Generator, state: Tensor, last: Tensor) -> Tensor:
 
 
 def animate_samples(
-    generator: Generator, n: int, condition: Labels, seed: int, options: Config | None, path: Path
+    generator: Generator,
+    n: int,
+    condition: Labels,
+    seed: int,
+    options: Config | None,
+    path: Path,
+    progress: Progress = untold,
 ) -> None:
     """Write how n samples come about: a GIF of them side by side, or a PNG with a strip for each.
 
@@ -48,7 +55,7 @@ def animate_samples(
     if kind not in (".gif", ".png"):
         raise UserError(f"{path}: an animation is a GIF or a strip in a PNG, so the name must end in .gif or .png")
     way: list[Tensor] = []
-    generator.draw(n, condition, seed=seed, options=options, trajectory=way)
+    generator.draw(n, condition, seed=seed, options=options, trajectory=way, progress=progress)
     chosen = _spread(len(way), IN_A_STRIP if kind == ".png" else MOST)
     frames = frames_of(generator, [way[step] for step in chosen])
     if kind == ".gif":

@@ -19,9 +19,12 @@ from smalti.data.folder import SUFFIXES, check_broken
 from smalti.data.image import BrokenFile, fit, read_image, read_text, to_signal, write_image
 from smalti.errors import UserError
 from smalti.model import Model
+from smalti.paradigms.base import Progress
 from smalti.training.log import ProgressLine, say
 
 T = TypeVar("T")
+
+PATIENCE = 2.0  # seconds that nobody minds waiting without a word
 
 
 def listed(paths: Sequence[str | Path]) -> list[Path]:
@@ -54,7 +57,7 @@ def readable(files: Sequence[Path], read: Callable[[Path], T], title: str) -> It
     Raises BrokenFile when the only file is broken, UserError when more than 5 % of several are.
     """
     broken: list[tuple[str, str]] = []
-    with ProgressLine(title, len(files)) as line:
+    with ProgressLine(title, len(files), after=PATIENCE) as line:
         for done, file in enumerate(files, 1):
             try:
                 yield file, read(file)
@@ -80,18 +83,26 @@ def read_fitted(path: str | Path, model: Model) -> Tensor:
 
 
 def remade(
-    model: Model, files: Sequence[str | Path], folder: Path, change: Callable[[Tensor], Tensor]
+    model: Model, files: Sequence[str | Path], folder: Path, change: Callable[[Tensor, Progress], Tensor]
 ) -> Iterator[Path]:
     """Pictures read as the model reads them, changed all at once, and written into a folder: where each one went.
 
-    change: (B, C, *space) in [-1, 1] -> the same shape. Raises UserError as `listed`, `readable` and `spare` do.
+    change: (B, C, *space) in [-1, 1], and whom to tell of its steps -> the same shape. Raises UserError as `listed`,
+    `readable` and `spare` do.
     """
     paths = listed(files)
     places = outputs(paths, folder)
     whole = dict(readable(paths, lambda path: read_fitted(path, model), "read"))
-    for path, picture in zip(whole, change(torch.stack(list(whole.values()))), strict=True):
+    with drawing(len(whole)) as line:
+        changed = change(torch.stack(list(whole.values())), line.told)
+    for path, picture in zip(whole, changed, strict=True):
         write_picture(places[path], picture, {"smalti:model": model.sha256})
         yield places[path]
+
+
+def drawing(n: int) -> ProgressLine:
+    """How far the steps of n pictures are, where they take long enough to ask."""
+    return ProgressLine(f"steps of {n:,} pictures", n, after=PATIENCE)
 
 
 def padded(x: Tensor, stride: int) -> Tensor:
@@ -108,25 +119,28 @@ def slug(name: str) -> str:
 
 
 def write_samples(
-    x: Tensor, folder: Path, model: Model, seed: int, label: str | None = None, told: dict[str, str] | None = None
-) -> list[Path]:
-    """One file a sample, named by its label and index, with recipe, seed and index in the PNG's text fields."""
-    with saving(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for index, picture in enumerate(x):
+    pictures: Iterable[Tensor],
+    folder: Path,
+    model: Model,
+    seed: int,
+    label: str | None = None,
+    told: dict[str, str] | None = None,
+) -> Iterator[Path]:
+    """One file a sample (C, H, W), as soon as it is there: where each one went.
+
+    Its name is its label and index; recipe, seed and index stand in the PNG's text fields.
+    """
+    text = {
+        "smalti:recipe": json.dumps(model.recipe.model_dump(mode="json")),
+        "smalti:model": model.sha256,
+        "smalti:seed": str(seed),
+        **({"smalti:label": label} if label else {}),
+        **(told or {}),
+    }
+    for index, picture in enumerate(pictures):
         path = folder / f"{slug(label) if label else 'sample'}_{index:05d}.png"
-        text = {
-            "smalti:recipe": json.dumps(model.recipe.model_dump(mode="json")),
-            "smalti:model": model.sha256,
-            "smalti:seed": str(seed),
-            "smalti:index": str(index),
-            **({"smalti:label": label} if label else {}),
-            **(told or {}),
-        }
-        write_picture(path, picture, text)
-        paths.append(path)
-    return paths
+        write_picture(path, picture, {**text, "smalti:index": str(index)})
+        yield path
 
 
 def write_picture(path: Path, x: Tensor, text: dict[str, str] | None = None) -> None:

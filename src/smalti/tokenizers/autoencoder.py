@@ -22,7 +22,7 @@ class AutoencoderConfig(Config):
     kind: Literal["autoencoder"] = "autoencoder"
     width: int = Field(96, ge=1, description="channels at the grid")
     strides: tuple[PositiveInt, ...] = Field((4,), min_length=1)
-    blocks: int = Field(2, ge=0, description="residual blocks a level")
+    blocks: int = Field(2, ge=0, le=1000, description="residual blocks a level")
     bottleneck: AnyBottleneck = VQConfig()
 
 

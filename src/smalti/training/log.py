@@ -47,33 +47,51 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 class ProgressLine:
-    """A bar with figures, rate and time left in a terminal; a line every ten seconds elsewhere."""
+    """A bar with figures, rate and time left in a terminal; a line every ten seconds elsewhere.
 
-    def __init__(self, title: str, total: int, start: int = 0, shown: bool = True) -> None:
-        self.title, self.total, self.start, self.shown = title, total, start, shown
+    Of what is done within the first `after` seconds nothing is shown.
+    """
+
+    def __init__(self, title: str, total: int, start: int = 0, shown: bool = True, after: float = 0.0) -> None:
+        self.title, self.total, self.start, self.shown, self.after = title, total, start, shown, after
         self.began = self.printed = time.monotonic()
         self.bar: Progress | None = None
-        if shown and console.is_terminal:
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total} {task.fields[figures]}"),
-                TimeRemainingColumn(),
-                console=console,
-                transient=False,
-            )
-            self.bar.start()
-            self.task = self.bar.add_task(title, total=total, completed=start, figures="")
+        if not after:
+            self._open()
 
     def update(self, done: int, figures: str = "") -> None:
         now = time.monotonic()
+        if now - self.began < self.after:
+            return
+        self._open()
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, figures=f"{figures} {self._rate(done, now):.1f}/s")
+            self.bar.update(
+                self.task, completed=done, total=self.total, figures=f"{figures} {self._rate(done, now):.1f}/s"
+            )
         elif self.shown and (now - self.printed >= 10 or done == self.total):
             self.printed = now
             rate = self._rate(done, now)
             left = (self.total - done) / rate if rate else 0
             console.print(f"{self.title} {done}/{self.total} {figures} {rate:.1f}/s {left:.0f} s left", markup=False)
+
+    def told(self, done: int, total: int) -> None:
+        """`update`, by work that knows itself how much of it there is."""
+        self.total = total
+        self.update(done)
+
+    def _open(self) -> None:
+        if self.bar is not None or not self.shown or not console.is_terminal:
+            return
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} {task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=False,
+        )
+        self.bar.start()
+        self.task = self.bar.add_task(self.title, total=self.total, completed=self.start, figures="")
 
     def _rate(self, done: int, now: float) -> float:
         return (done - self.start) / max(1e-9, now - self.began)
