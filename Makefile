@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 # Two threads each in two processes slow both down many times over, so parallel tests get one thread each.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
-# all but bottlenecks, which trains for two hours: .venv/bin/python benchmarks/bottlenecks.py
+# all but those that train for two hours: .venv/bin/python benchmarks/bottlenecks.py, and the same with paradigms.py
 BENCHMARKS := start_up quantize tutorial decoding attention dit
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

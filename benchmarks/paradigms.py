@@ -35,7 +35,6 @@ RECIPES = (
     "fashion-dit",
     "fashion-flow",
     "fashion-latent-dit",
-    "fashion-vq-latent-dit",
 )
 # run -> ways of sampling it, without guidance
 WAYS = {

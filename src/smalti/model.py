@@ -23,6 +23,7 @@ from smalti.tokenizers.bottlenecks import Moment
 from smalti.tokenizers.tiling import in_tiles
 
 BATCH = 250  # signals at once, unless asked otherwise
+IN_CACHE = 64  # of them where a whole network runs on each: with more, a processor's caches overflow and it is slower
 WITH_GRADIENTS = 32  # signals at once where a network's gradients are kept
 PRIOR_STREAM = 130  # of random numbers: what is drawn from a continuous tokenizer's prior
 
@@ -193,6 +194,11 @@ class Generator(Model):
         return self.tokenizer.decode(values) if self.reads == "codes" else self.tokenizer.decode_latents(values)
 
     @property
+    def at_once(self) -> int:
+        """How many examples are drawn together, unless asked otherwise."""
+        return IN_CACHE if self.device.type == "cpu" and not self.paradigm.sequential else BATCH
+
+    @property
     def options(self) -> Config:
         """The paradigm's options as the recipe has them."""
         return self.paradigm.config.sampling  # type: ignore[union-attr, return-value]
@@ -220,7 +226,7 @@ class Generator(Model):
         progress: Progress = untold,
     ) -> Iterator[Tensor]:
         """`sample`, some signals (B, C, *space) after the other, so that memory does not grow with n."""
-        yield from map(self.outwards, self._drawn(n, condition, None, None, seed, options, BATCH, progress))
+        yield from map(self.outwards, self._drawn(n, condition, None, None, seed, options, None, progress))
 
     def draw(
         self,
@@ -230,7 +236,7 @@ class Generator(Model):
         mask: Tensor | None = None,
         seed: int = 0,
         options: Config | None = None,
-        batch: int = BATCH,
+        batch: int | None = None,
         trajectory: list[Tensor] | None = None,
         progress: Progress = untold,
         first: int = 0,
@@ -259,12 +265,13 @@ class Generator(Model):
         mask: Tensor | None,
         seed: int,
         options: Config | None,
-        batch: int,
+        batch: int | None,
         progress: Progress,
         ways: list[list[Tensor]] | None = None,
         first: int = 0,
     ) -> Iterator[Tensor]:
         """Batch by batch what `draw` gives; `ways` takes the trajectory of each."""
+        batch = self.at_once if batch is None else batch
         if n < 0 or batch < 1:
             raise UserError(f"cannot draw {n} samples; ask for 1 or more")
         self._check_guidance(options)
@@ -300,8 +307,8 @@ class Generator(Model):
             )
         self._check_guidance(options)
         ids, parts = self.label_ids(condition, len(x)), []
-        for start in range(0, len(x), BATCH):
-            rows = slice(start, min(len(x), start + BATCH))
+        for start in range(0, len(x), self.at_once):
+            rows = slice(start, min(len(x), start + self.at_once))
             some, told = None if ids is None else ids[rows], in_all(progress, rows, len(x))
             parts.append(
                 self.paradigm.vary(self.inwards(x[rows]), level, some, seed, options, first=start, progress=told)  # type: ignore[operator]

@@ -16,7 +16,7 @@ from smalti.data.sources import open_source
 from smalti.errors import UserError
 from smalti.evaluation.classifier import Classifier
 from smalti.evaluation.evaluate import data_of, gathered, trained_judge
-from smalti.model import BATCH, Generator, Labels
+from smalti.model import Generator, Labels
 from smalti.paradigms.base import Progress, untold
 
 
@@ -58,7 +58,7 @@ def bests(
             raise UserError("this model was trained without labels, so nothing tells which of several is best")
         raise UserError("the best of several is the one that likeliest carries its label; say which with --label")
     judge = judge or judge_of(generator)
-    at_once = max(1, BATCH // candidates)
+    at_once = max(1, generator.at_once // candidates)
     for start in range(0, n, at_once):
         own = labels[start : start + at_once]
         asked, begin = own.repeat_interleave(candidates), start * candidates

@@ -92,6 +92,8 @@ class Autoregressive(CodeModel):
     is one of positions: the codebooks of a position stay together.
     """
 
+    sequential = True
+
     def __init__(
         self,
         config: AutoregressiveConfig,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -34,6 +35,9 @@ class Paradigm(nn.Module, ABC):
     `players` are the networks that step in turn; a plain paradigm has one. Every random number that a loss needs is
     drawn from (batch.seed, batch.step, row), so that splitting a batch changes nothing.
     """
+
+    sequential: ClassVar[bool] = False
+    """Whether it draws one small piece after the other, so that many examples at once cost little more than few."""
 
     @abstractmethod
     def players(self) -> dict[str, nn.Module]:
