@@ -60,8 +60,9 @@ SCHEMES = {
     "mask-and-replace": Scheme(masks=0.9, timed=True, steps=50),  # the paper's end of the process, section 4
     "simple": Scheme(masks=0.0, timed=False, steps=200, temperature=0.7, step_back=True),
 }
+ScheduleName = Literal["linear", "cosine", "arccos"]
 # r(t): the share that is noised
-SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
+SCHEDULES: dict[ScheduleName, Callable[[Tensor], Tensor]] = {
     "linear": lambda t: t,
     "cosine": lambda t: (math.pi / 2 * t).sin(),
     "arccos": lambda t: 2 / math.pi * (1 - t).clamp(-1, 1).arccos(),
@@ -71,6 +72,8 @@ SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
 class DiscreteDiffusionOptions(ChoiceConfig, GuidanceConfig):
     """How to sample, in `steps` passes of the network. Steps and temperature: None takes what suits the scheme.
 
+    `schedule`, of masked codes that are shown in an order: how many are left at each share of the way; None takes that
+    of training. A straight one leaves the fewest for the last step, where they are all drawn at once.
     `order`, of masked codes: by `confidence`, the surest first, with Gumbel noise of scale `order_noise` that fades
     out (MaskGIT); by `halton`, a fixed order that spreads over the grid (Besnier et al. 2025, arXiv 2503.17076); by
     `chance`, the exact reverse of the noising. Other schemes know only the last.
@@ -80,6 +83,7 @@ class DiscreteDiffusionOptions(ChoiceConfig, GuidanceConfig):
 
     steps: int | None = Field(None, ge=1, le=10_000)
     temperature: float | None = Field(None, ge=0)  # type: ignore[assignment]
+    schedule: ScheduleName | None = None
     order: Literal["confidence", "halton", "chance"] = "confidence"
     order_noise: float = Field(4.5, ge=0)
     rest: int = Field(4, ge=1, description="steps without a change after which a grid has settled")
@@ -98,17 +102,18 @@ class DiscreteDiffusionOptions(ChoiceConfig, GuidanceConfig):
 class DiscreteDiffusionConfig(Config):
     """`sampling` are the options used when none are given: the ones the recipe was measured with.
 
-    `schedule` is r(t). `further`, of the scheme `simple`: the share of codes that one step makes random.
+    `schedule` is r(t). `further`, of the scheme `simple`: the share of codes that one step makes random. With
+    `smoothing` the network learns to say every code a little too often, and so they are drawn.
     """
 
     kind: Literal["discrete-diffusion"] = "discrete-diffusion"
     trains: ClassVar[str] = "transformer"
     reads: ClassVar[Reads] = "codes"
     scheme: Literal["masked", "uniform", "mask-and-replace", "simple"] = "masked"
-    schedule: Literal["linear", "cosine", "arccos"] = "arccos"
+    schedule: ScheduleName = "arccos"
     further: float = Field(0.3, gt=0, le=1)
     label_dropout: float = Field(0.1, ge=0, le=1, description="share of examples that train without their class")
-    smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread over all codes while training")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all codes while training")
     sampling: DiscreteDiffusionOptions = DiscreteDiffusionOptions()
 
     def build(self, model: TransformerConfig, examples: Examples, steps: int) -> DiscreteDiffusion:
@@ -368,6 +373,7 @@ class _Way:
         """Masks give way to codes, the ones that come first in the order at every step (MaskGIT, section 3.2)."""
         model = self.model
         to_do = (~keep).sum(1, keepdim=True)  # every row its own
+        schedule = self.options.schedule or model.config.schedule
         for step in range(self.steps):
             along = (step + 1) / self.steps
             masked = x == model.mask
@@ -375,7 +381,7 @@ class _Way:
             log_p = self._log_p(x, 1 - step / self.steps, step / max(1, self.steps - 1))[masked]
             codes = self._choice(log_p, moment.uniform(WHICH, tuple(x.shape[1:]), self.device)[masked])
             found = x.masked_scatter(masked, codes)
-            left = SCHEDULES[model.config.schedule](torch.tensor(1 - along, dtype=torch.float64))
+            left = SCHEDULES[schedule](torch.tensor(1 - along, dtype=torch.float64))
             # at least one code a step, and none stays masked at the end
             count = torch.minimum((to_do * left + 1e-6).floor().long(), (masked.sum(1, keepdim=True) - 1).clamp_min(0))
             score = self._turn(x, masked, log_p, codes, moment, 1 - along)

@@ -136,6 +136,7 @@ def fashion_masked() -> Recipe:
         **{
             "name": "fashion-masked",
             "paradigm.kind": "discrete-diffusion",
+            "paradigm.sampling.schedule": "linear",
             "paradigm.sampling.guidance": 1.5,
             "paradigm.sampling.guidance_ramp": "linear",
         }
