@@ -351,7 +351,9 @@ class Generator(Model):
             raise UserError("this model was trained without labels; leave the label out")
         if isinstance(condition, Tensor):
             condition = condition.tolist()
-        each = [condition] * n if isinstance(condition, int | str) else list(condition)
+        if isinstance(condition, int | str):
+            return torch.full((n,), self._label_id(condition))
+        each = list(condition)
         if len(each) != n:
             raise UserError(f"{len(each)} labels for {n} samples; give one for all, or one each")
         return torch.tensor([self._label_id(label) for label in each], dtype=torch.int64)

@@ -372,6 +372,22 @@ def test_guidance_of_one_and_of_none_are_the_class_and_no_class():
     assert not torch.equal(plain, nothing)
 
 
+@pytest.mark.parametrize("scheme", ["masked", "simple"])
+@pytest.mark.parametrize("scale", [0.0, 1.5, 4.0])
+def test_guidance_is_u_plus_s_times_c_minus_u_for_every_code(scheme, scale):
+    """In one step from one start all of a grid is the likeliest of the guided logits, and all codes are among them."""
+    spec = CodeSpec(codebooks=1, grid=(6, 6), size=7)
+    model, labels, seen = made(scheme, spec), torch.tensor([0, 2]), []
+    plain = model.logits
+    model.logits = lambda labels, noised, t: seen.append(noised) or plain(labels, noised, t)  # type: ignore[method-assign]
+    drawn = model.sample(2, labels, options=options(steps=1, temperature=0, guidance=scale))
+    start = seen[0][:2]
+    with torch.no_grad():
+        c, u = (plain(each, start, torch.ones(2)).log_softmax(-1) for each in (labels, torch.tensor([3, 3])))
+    assert torch.equal(drawn.flatten(1), (u + scale * (c - u)).argmax(-1))
+    assert not torch.equal(c.argmax(-1), u.argmax(-1))
+
+
 WRONG = {
     "known without a mask": lambda m, x: m.sample(2, None, x),
     "a mask without known": lambda m, x: m.sample(2, None, None, torch.ones_like(x).bool()),

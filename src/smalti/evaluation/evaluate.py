@@ -25,6 +25,7 @@ from smalti.evaluation.reconstruction import ReconstructionMeter
 from smalti.evaluation.tokenizers import figures_of
 from smalti.model import Generator, Tokenizer
 from smalti.paradigms.likelihood import bits_per_dimension
+from smalti.sampling.files import drawing
 from smalti.tokenizers.bottlenecks import Moment
 from smalti.training.log import ProgressLine
 from smalti.training.totals import Totals
@@ -157,7 +158,7 @@ def evaluate_generator(
     known = bool(generator.labels) and generator.labels == train_source.labels
     labels = other.labels if known else None
     began = time.perf_counter()
-    with ProgressLine(f"steps of {size} samples", 1, after=2) as line:
+    with drawing(size) as line:
         drawn = generator.sample(size, labels, seed=SEED, options=options, progress=line.told)
     seconds = time.perf_counter() - began
     columns = {"samples": to_pixels(drawn), "real": other.pixels}
