@@ -111,8 +111,8 @@ def fashion() -> Recipe:
 
     smalti train fashion
     data: fashion-mnist
-    time: 14 min on two cores, tokenizer and report included
-    result: label accuracy 0.925 (real 0.912), coverage 0.948 (real 0.977), Fréchet distance 0.39 (real 0.15)
+    time: 12 min on two cores that multiply bf16 in tiles, tokenizer and report included
+    result: label accuracy 0.916 (real 0.906), coverage 0.944 (real 0.979), Fréchet distance 0.38 (real 0.15)
     """
     return Recipe(
         name="fashion",
@@ -127,7 +127,7 @@ def fashion() -> Recipe:
 
 
 def fashion_masked() -> Recipe:
-    """The same codes unmasked in 12 passes, the surest first, instead of written one by one.
+    """The same codes unmasked in 12 passes, spread over the grid, instead of written one by one.
 
     smalti train fashion-masked
     data: fashion-mnist
@@ -137,7 +137,8 @@ def fashion_masked() -> Recipe:
             "name": "fashion-masked",
             "paradigm.kind": "discrete-diffusion",
             "paradigm.sampling.schedule": "linear",
-            "paradigm.sampling.guidance": 1.5,
+            "paradigm.sampling.order": "halton",
+            "paradigm.sampling.guidance": 2.0,
             "paradigm.sampling.guidance_ramp": "linear",
         }
     )
@@ -181,6 +182,8 @@ def fashion_dit() -> Recipe:
 
     smalti train fashion-dit
     data: fashion-mnist
+    time: 11 min on two cores that multiply bf16 in tiles, report included
+    result: label accuracy 0.856 (real 0.906), coverage 0.883 (real 0.979), Fréchet distance 0.43 (real 0.15)
     """
     return Recipe(
         name="fashion-dit",
@@ -203,6 +206,8 @@ def fashion_flow() -> Recipe:
 
     smalti train fashion-flow
     data: fashion-mnist
+    time: 11 min on two cores that multiply bf16 in tiles, report included
+    result: label accuracy 0.908 (real 0.906), coverage 0.897 (real 0.979), Fréchet distance 0.36 (real 0.15)
     """
     return fashion_dit().changed(
         **{
