@@ -138,6 +138,7 @@ def fashion_masked() -> Recipe:
             "paradigm.kind": "discrete-diffusion",
             "paradigm.sampling.schedule": "linear",
             "paradigm.sampling.order": "halton",
+            "paradigm.sampling.temperature": 0.95,
             "paradigm.sampling.guidance": 2.0,
             "paradigm.sampling.guidance_ramp": "linear",
         }
@@ -150,7 +151,15 @@ def fashion_uniform() -> Recipe:
     smalti train fashion-uniform
     data: fashion-mnist
     """
-    return fashion_masked().changed(**{"name": "fashion-uniform", "paradigm.scheme": "uniform"})
+    return fashion().changed(
+        **{
+            "name": "fashion-uniform",
+            "paradigm.kind": "discrete-diffusion",
+            "paradigm.scheme": "uniform",
+            "paradigm.sampling.guidance": 1.5,
+            "paradigm.sampling.guidance_ramp": "linear",
+        }
+    )
 
 
 def fashion_vq_diffusion() -> Recipe:
@@ -159,7 +168,7 @@ def fashion_vq_diffusion() -> Recipe:
     smalti train fashion-vq-diffusion
     data: fashion-mnist
     """
-    return fashion_masked().changed(**{"name": "fashion-vq-diffusion", "paradigm.scheme": "mask-and-replace"})
+    return fashion_uniform().changed(**{"name": "fashion-vq-diffusion", "paradigm.scheme": "mask-and-replace"})
 
 
 def fashion_simple_diffusion() -> Recipe:
