@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import torch
@@ -363,11 +364,12 @@ class _Way:
 
     def _log_p(self, x: Tensor, t: float, along: float) -> Tensor:
         """log p (n, T, K) of the clean codes, guided."""
-        both = x.repeat(1 + self.guided, 1)
-        logits = self.model.logits(self.labels, both, torch.full((len(both),), t, device=self.device))
-        log_p = logits.float().log_softmax(-1)
+        scale = self.options.scale(along) if self.guided else 1.0
+        rows = len(x) if scale == 1 else 2 * len(x)  # the class alone where nothing pulls
+        both, times = x.repeat(rows // len(x), 1), torch.full((rows,), t, device=self.device)
+        log_p = self.model.logits(self.labels[:rows], both, times).float().log_softmax(-1)
         check_finite(log_p)
-        return guide(*log_p.split(len(x)), self.options.scale(along)) if self.guided else log_p  # type: ignore[call-arg]
+        return log_p if scale == 1 else guide(*log_p.split(len(x)), scale)  # type: ignore[call-arg]
 
     def _unmasked(self, x: Tensor, keep: Tensor) -> Tensor:
         """Masks give way to codes, the ones that come first in the order at every step (MaskGIT, section 3.2)."""
@@ -461,6 +463,7 @@ class _Way:
             self.trajectory.append(self.model.grid(torch.where(x == self.model.mask, -1, x)).cpu())
 
 
+@lru_cache(maxsize=16)
 def halton_order(grid: tuple[int, ...]) -> Tensor:
     """When each position of a grid, in reading order, is first met by the Halton sequence: a permutation (positions,).
 

@@ -131,6 +131,8 @@ def fashion_masked() -> Recipe:
 
     smalti train fashion-masked
     data: fashion-mnist
+    time: 12 min on two cores that multiply bf16 in tiles, tokenizer and report included
+    result: label accuracy 0.905 (real 0.906), coverage 0.888 (real 0.979), Fréchet distance 0.46 (real 0.15)
     """
     return fashion().changed(
         **{
@@ -150,6 +152,8 @@ def fashion_uniform() -> Recipe:
 
     smalti train fashion-uniform
     data: fashion-mnist
+    time: 13 min on two cores that multiply bf16 in tiles, tokenizer and report included
+    result: label accuracy 0.893 (real 0.906), coverage 0.832 (real 0.979), Fréchet distance 0.70 (real 0.15)
     """
     return fashion().changed(
         **{
