@@ -204,7 +204,7 @@ def test_progress_goes_to_the_error_stream_alone(way, trained, tiny, smalti, tmp
 def test_an_interrupt_leaves_the_samples_before_it(trained, smalti, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = trained("pixels")
-    monkeypatch.setattr(models, "BATCH", 2)
+    monkeypatch.setattr(models, "IN_CACHE", 2)
     sample = Diffusion.sample
 
     def interrupted(self: Diffusion, n: int, *rest: object, first: int, **by: object) -> torch.Tensor:

@@ -38,9 +38,8 @@ def test_every_recipe_builds(name, tmp_path):
             paradigm = models.build(each, Examples(signal=signal, labels=("a", "b")))
             network = paradigm.tokenizer
             grid, made_of = tuple(side // network.stride for side in signal.shape), {}
-            if network.continuous:
-                made_of["latents"] = LatentSpec(channels=network.bottleneck.out_width, grid=grid)
-            else:
+            made_of["latents"] = LatentSpec(channels=network.bottleneck.out_width, grid=grid)
+            if not network.continuous:
                 made_of["codes"] = network.codes
                 assert network.codes.grid == grid
         else:
