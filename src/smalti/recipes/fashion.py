@@ -180,6 +180,8 @@ def fashion_simple_diffusion() -> Recipe:
 
     smalti train fashion-simple-diffusion
     data: fashion-mnist
+    time: 16 min on two cores that multiply bf16 in tiles, tokenizer and report included
+    result: label accuracy 0.469 (real 0.906), coverage 0.294 (real 0.979), Fréchet distance 6.4 (real 0.15)
     """
     return fashion().changed(
         **{
