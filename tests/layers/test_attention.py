@@ -61,6 +61,19 @@ def test_with_a_mask_in_which_some_rows_see_nothing(length, seen, causal, axes, 
 
 
 @pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize(("length", "seen"), [(5, 5), (3, 7)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_are_those_of_the_naive_way(length, seen, masked, generator):
+    """All three differ, so that a product with the wrong one of them shows."""
+    q, k, v = (t.requires_grad_() for t in drawn(generator, length, seen))
+    mask = (torch.rand(length, seen, generator=generator) < 0.6) | (torch.arange(seen) == 0) if masked else None
+    allowed = torch.ones(length, seen, dtype=torch.bool) if mask is None else mask
+    upstream = torch.randn(q.shape, generator=generator, dtype=torch.float64)
+    ours = torch.autograd.grad(attend(q, k, v, mask, False), (q, k, v), upstream)
+    torch.testing.assert_close(ours, torch.autograd.grad(naive(q, k, v, allowed), (q, k, v), upstream))
+
+
 def test_gradients_past_a_row_that_sees_nothing_are_finite(generator):
     q, k, v = (t.requires_grad_() for t in drawn(generator, 4, 4))
     mask = torch.ones(4, 4, dtype=torch.bool)

@@ -61,18 +61,18 @@ class _Products(torch.autograd.Function):
         q, k, v, weights = ctx.saved_tensors
         of_weights = torch.bmm(grad, v.transpose(1, 2))
         of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        of_q, of_k = _scaled(of_scores, k), _scaled(of_scores.transpose(1, 2), q)
+        scale = q.shape[-1] ** -0.5
+        of_q, of_k = _scaled(of_scores, k, scale), _scaled(of_scores.transpose(1, 2), q, scale)
         return of_q, of_k, torch.bmm(weights.transpose(1, 2), grad), None
 
 
 def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    return _scaled(q, k.transpose(1, 2), bias, q.shape[-1]).softmax(-1)  # sums in fp32 inside, also of bf16
+    """The shares (N, T, S) of attention; sums are fp32 inside, also of bf16."""
+    return _scaled(q, k.transpose(1, 2), q.shape[-1] ** -0.5, bias).softmax(-1)
 
 
-def _scaled(a: Tensor, b: Tensor, bias: Tensor | None = None, width: int | None = None) -> Tensor:
-    """a @ b / sqrt(width), the bias added; the width is that of b's rows unless given."""
-    scale = (width or b.shape[-1]) ** -0.5
+def _scaled(a: Tensor, b: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """scale * a @ b + bias, in one operation."""
     if bias is None:
-        nothing = a.new_empty(1)  # it counts for nothing, but has to be there
-        return torch.baddbmm(nothing, a, b, beta=0, alpha=scale)
+        return torch.baddbmm(a.new_empty(1), a, b, beta=0, alpha=scale)  # what is added counts for nothing
     return torch.baddbmm(bias, a, b, alpha=scale)
