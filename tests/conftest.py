@@ -34,6 +34,7 @@ def _decoding_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smalti.paradigms.autoregressive.decoding_dtype", lambda *_: torch.float32)
     for paradigm in ("discrete_diffusion", "diffusion"):
         monkeypatch.setattr(f"smalti.paradigms.{paradigm}.autocast", lambda *_: nullcontext())
+    monkeypatch.setattr("smalti.layers.sweep.product_dtype", lambda device: torch.float32)
 
 
 @pytest.fixture

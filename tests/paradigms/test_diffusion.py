@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import math
 
 import pytest
@@ -21,12 +20,6 @@ from smalti.training.totals import Totals
 SMALL = TransformerConfig(layers=1, width=24, heads=2, dropout=0.0)
 SPACES = {"sound": (8,), "picture": (4, 6), "video": (2, 4, 4)}
 FEW = DiffusionOptions(steps=4)
-
-
-@pytest.fixture(autouse=True)
-def _sampling_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fp32 while sampling, whatever the hardware likes best: only then are two ways to one sample equal."""
-    monkeypatch.setattr("smalti.paradigms.diffusion.autocast", lambda *_: contextlib.nullcontext())
 
 
 def made(space: tuple[int, ...] = (4, 6), channels: int = 2, classes: int = 3, **settings) -> Diffusion:
@@ -92,7 +85,7 @@ def test_the_loss_of_a_network_that_knows_is_none(path, predict, monkeypatch):
     (term,) = model.loss("network", batch_of(x), 0).terms
     assert term.sum < 1e-3
     assert term.weight == 6
-    monkeypatch.setattr(model, "forward", lambda x, t, labels: (torch.zeros_like(x), None))
+    monkeypatch.setattr(model, "forward", lambda x, t, labels, sweep=None: (torch.zeros_like(x), None))
     (term,) = model.loss("network", batch_of(data_of(model, 500)), 0).terms
     assert 0.3 < term.sum / 500 < 6
 
@@ -131,7 +124,7 @@ def test_times_are_drawn_as_the_settings_say():
 
 def test_labels_are_hidden_while_training_alone(monkeypatch):
     model, seen = made(label_dropout=0.3), []
-    monkeypatch.setattr(model, "forward", lambda x, t, labels: seen.append(labels) or (x, None))
+    monkeypatch.setattr(model, "forward", lambda x, t, labels, sweep=None: seen.append(labels) or (x, None))
     batch = batch_of(data_of(model, 300), torch.arange(300) % 3, step=2)
     for training in (True, False):
         model.train(training).loss("network", batch, 0)
@@ -279,7 +272,7 @@ def test_the_network_sees_the_known_part_at_the_noise_of_each_step(monkeypatch):
     """Its noise is always the same, and what is known of it is exactly the data."""
     model, seen = made(), []
     known, mask = data_of(model, 2), torch.ones(2, 2, 4, 6, dtype=torch.bool)
-    monkeypatch.setattr(model, "forward", lambda x, t, labels: seen.append((float(t[0]), x)) or (x, None))
+    monkeypatch.setattr(model, "forward", lambda x, t, labels, sweep=None: seen.append((float(t[0]), x)) or (x, None))
     model.sample(2, None, known, mask, options=FEW)
     noise = seen[0][1]  # at t = 1
     assert torch.equal(noise, model._noise(2, 0, START, 0, 0))
@@ -342,7 +335,7 @@ def test_guidance_moves_every_channel(scale):
     x, t = torch.randn(2, 4, 4, 6, generator=torch.Generator().manual_seed(0)), torch.full((2,), 0.7)
     with torch.no_grad():
         c, u = model(x, t, labels)[0], model(x, t, torch.tensor([3, 3]))[0]
-        said, _ = model._said(x, 0.7, labels, scale, exact=False)
+        said, _ = model._said(x, 0.7, labels, scale, None)
     assert ((c - u).abs().amax((0, 2, 3)) > 1e-2).all()
     torch.testing.assert_close(said, u + scale * (c - u))
 
@@ -352,7 +345,7 @@ def test_guidance_leaves_the_variance_to_the_class():
     x = torch.randn(2, 2, 4, 6, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         _, spread = model(x, torch.full((2,), 0.7), labels)
-        torch.testing.assert_close(model._said(x, 0.7, labels, 3.0, exact=False)[1], spread)
+        torch.testing.assert_close(model._said(x, 0.7, labels, 3.0, None)[1], spread)
 
 
 def test_guidance_has_its_interval(monkeypatch):
@@ -360,7 +353,7 @@ def test_guidance_has_its_interval(monkeypatch):
     model, scales = made(), []
     said = model._said
     monkeypatch.setattr(
-        model, "_said", lambda x, t, labels, scale, exact: scales.append(scale) or said(x, t, labels, scale, exact)
+        model, "_said", lambda x, t, labels, scale, sweep: scales.append(scale) or said(x, t, labels, scale, sweep)
     )
     options = DiffusionOptions(steps=5, guidance=3, guidance_from=0.3, guidance_until=0.8)
     model.sample(1, torch.tensor([0]), options=options)
@@ -505,7 +498,7 @@ def test_a_likelihood_is_in_the_units_of_the_data(monkeypatch):
     model = made(on="latents", classes=0)
     model.initialise(torch.randn(5000, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.5, 3.0]) + 1)
 
-    def best(x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, None]:
+    def best(x: Tensor, t: Tensor, labels: Tensor, sweep: None) -> tuple[Tensor, None]:
         t = t.view(-1, 1, 1, 1)
         return (2 * t - 1) * x / ((1 - t) ** 2 + t**2), None
 

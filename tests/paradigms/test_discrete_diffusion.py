@@ -14,6 +14,7 @@ from smalti.config import CodeSpec, Examples, SignalSpec
 from smalti.data.batch import Batch
 from smalti.errors import UserError
 from smalti.layers.transformer import TransformerConfig
+from smalti.paradigms import discrete_diffusion
 from smalti.paradigms.discrete_diffusion import (
     SCHEDULES,
     SCHEMES,
@@ -166,7 +167,7 @@ def test_as_many_codes_are_noised_as_the_time_says(scheme):
     spec = CodeSpec(codebooks=1, grid=(20, 20), size=50)
     model, clean = made(scheme, spec), torch.zeros(64, 400, dtype=torch.int64)
     noised = model.noised(clean, torch.full((64,), 0.6), Moment(0, 0, torch.arange(64), 0.0))
-    share = float(SCHEDULES["arccos"](torch.tensor(0.6)))
+    share = float(SCHEDULES[SCHEMES[scheme].schedule](torch.tensor(0.6)))
     masks = SCHEMES[scheme].masks
     assert (noised == model.mask).float().mean() == pytest.approx(share * masks, abs=0.02)
     assert (noised == 0).float().mean() == pytest.approx(1 - share + share * (1 - masks) / 50, abs=0.02)
@@ -196,6 +197,38 @@ def test_only_what_is_hidden_counts_in_the_loss_of_masks(monkeypatch):
     monkeypatch.setattr(model, "logits", worse_where_shown)
     torch.testing.assert_close(model.loss("network", batch, 0).terms[0].sum, before)
     assert 0.2 < hidden[0].float().mean() < 0.8
+
+
+def test_the_step_back_is_known_as_simulation_finds_it():
+    """Clean code, a share made random, a further share made random: what was in between, given both ends."""
+    spec = CodeSpec(codebooks=1, grid=(2000,), size=4)
+    model, rows = made("simple", spec, further=0.25), 500
+    clean, t = torch.zeros(rows, 2000, dtype=torch.int64), torch.full((rows,), 0.6)
+    moment = Moment(0, 0, torch.arange(rows), 0.0)
+    before = model.noised(clean, t, moment)
+    after = model._replaced(before, torch.full((rows,), 0.25), moment, stream=10)
+    for seen in (0, 1):
+        found = F.one_hot(before[after == seen], 4).float().mean(0)
+        said = model._step_back(clean[:1, :1], torch.tensor([[seen]]), t[:1])[0, :, 0]
+        torch.testing.assert_close(said, found, atol=0.006, rtol=0)
+        assert said.sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_the_simple_scheme_is_warm_before_it_settles(monkeypatch):
+    model, taken = made("simple"), []
+    choose = discrete_diffusion.choose
+    monkeypatch.setattr(
+        discrete_diffusion, "choose", lambda *given: taken.append(given[2].temperature) or choose(*given)
+    )
+    model.sample(2, options=DiscreteDiffusionOptions(steps=5, warm=3, rest=9))
+    assert taken == [1, 1, 1, 0.7, 0.7]
+    taken.clear()
+    model.sample(2, options=DiscreteDiffusionOptions(steps=3, warm=2, temperature=0, rest=9))
+    assert taken == [0, 0, 0]  # nothing is left to chance
+    taken.clear()
+    codes = codes_of(SPECS["one codebook"], 2)
+    model.vary(codes, 0.5, options=DiscreteDiffusionOptions(steps=4, warm=4, temperature=0.5, rest=9))
+    assert taken == [1, 1, 0.5, 0.5]
 
 
 def test_the_simple_scheme_learns_one_step_back(monkeypatch):
@@ -379,7 +412,7 @@ def test_guidance_is_u_plus_s_times_c_minus_u_for_every_code(scheme, scale):
     spec = CodeSpec(codebooks=1, grid=(6, 6), size=7)
     model, labels, seen = made(scheme, spec), torch.tensor([0, 2]), []
     plain = model.logits
-    model.logits = lambda labels, noised, t: seen.append(noised) or plain(labels, noised, t)  # type: ignore[method-assign]
+    model.logits = lambda labels, noised, *rest: seen.append(noised) or plain(labels, noised, *rest)  # type: ignore[method-assign]
     drawn = model.sample(2, labels, options=options(steps=1, temperature=0, guidance=scale))
     start = seen[0][:2]
     with torch.no_grad():

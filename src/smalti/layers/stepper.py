@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from smalti.device import roomy
-from smalti.layers.rope import rotations
+from smalti.layers.paired import paired_norm, paired_qkv, paired_turns
 from smalti.layers.transformer import Block, Transformer
 
 
@@ -24,10 +24,7 @@ class Folded:
 
     def __init__(self, network: Transformer, positions: Tensor, dtype: torch.dtype) -> None:
         self.config, self.dtype = network.config, dtype
-        head = network.config.width // network.config.heads
-        cos, sin = rotations(positions, head)
-        # the second half of `sin` has the sign of a turn forward
-        self.turns = torch.complex(cos, sin)[:, None, None, head // 2 :].contiguous()  # (T, 1, 1, D / 2)
+        self.turns = paired_turns(positions, network.config.width // network.config.heads)  # (T, 1, 1, D / 2)
         self.layers = [_Layer(cast(Block, block), dtype) for block in network.blocks]
         self.norm = (network.norm.weight * network.config.width**0.5).to(dtype)
 
@@ -36,18 +33,15 @@ class _Layer:
     """One block's weights; products take (B, in) @ (in, out)."""
 
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
-        width, head = block.qkv.in_features, block.head_width
-        scale = width**0.5
-        qkv = block.qkv.weight * (block.attention_norm.weight * scale)  # (3 * width, width)
-        paired = qkv[: 2 * width].view(-1, 2, head // 2, width).transpose(1, 2).reshape(2 * width, width)
-        self.products = torch.cat([paired, qkv[2 * width :]]).to(dtype).t().contiguous()
+        length = (
+            block.qkv.in_features**0.5
+        )  # between the rms, which the norm means, and the length, which it divides by
+        qkv = paired_qkv(block).flatten(0, 2) * (block.attention_norm.weight * length)  # (3 * width, width)
+        self.products = qkv.to(dtype).t().contiguous()
         self.out = block.out.weight.to(dtype).t().contiguous()
-        self.gate_up = (block.gate_up.weight * (block.mlp_norm.weight * scale)).to(dtype).t().contiguous()
+        self.gate_up = (block.gate_up.weight * (block.mlp_norm.weight * length)).to(dtype).t().contiguous()
         self.down = block.down.weight.to(dtype).t().contiguous()
-        # queries carry attention's scale, 1 / sqrt(head), which cancels that of their norm
-        factors = torch.tensor([1.0, head**0.5], device=qkv.device).view(2, 1, 1)
-        weight = block.query_key_norm.weight * factors
-        self.query_key = weight.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2).contiguous()
+        self.query_key = paired_norm(block).unsqueeze(1)  # (2, 1, D)
 
 
 class Stepper:

@@ -22,6 +22,7 @@ from smalti.data.batch import Batch
 from smalti.data.order import uniform
 from smalti.device import decoding_dtype, full_precision
 from smalti.errors import UserError
+from smalti.layers.kept import Kept
 from smalti.layers.stepper import Folded, Stepper
 from smalti.layers.transformer import TransformerConfig
 from smalti.paradigms.base import Loss, Progress, untold
@@ -106,7 +107,8 @@ class Autoregressive(CodeModel):
         self.config, self.steps = config, steps
         if config.order == "random":  # where the code that is read stood; in raster order that is known
             self.own = nn.Parameter(torch.randn(codes.length, network.width) * 0.02)
-        self._last: tuple[tuple, Stepper] | None = None
+        self._folded = Kept[Folded]()
+        self._last: Stepper | None = None
 
     def loss(self, player: str, batch: Batch, step: int) -> Loss:
         labels = self.shown_labels(batch, self.config.label_dropout)
@@ -228,12 +230,10 @@ class Autoregressive(CodeModel):
 
     def _stepper(self, dtype: torch.dtype, rows: int) -> Stepper:
         """A stepper at its start. The last one is kept, with the memory it took, until the weights or rows change."""
-        state = (dtype, self.place.device, *(p._version for p in self.network.parameters()))
-        if self._last is None or self._last[0] != state:
-            self._last = (state, Stepper(Folded(self.network, self.positions, dtype), rows))
-        elif self._last[1].rows != rows:
-            self._last = (state, Stepper(self._last[1].folded, rows))
-        return self._last[1].restart()
+        folded = self._folded.of(self.network, lambda: Folded(self.network, self.positions, dtype), dtype)
+        if self._last is None or self._last.folded is not folded or self._last.rows != rows:
+            self._last = Stepper(folded, rows)
+        return self._last.restart()
 
     def _sampling_order(self, keep: Tensor, order: Order, seed: int, rows: Tensor) -> Tensor | None:
         """The order that reads what is kept, bool (n, T), first, and then the rest in `order`, each row its own.

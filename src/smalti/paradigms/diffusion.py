@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import count
 from typing import ClassVar, Literal
 
@@ -20,6 +21,7 @@ from smalti.data.batch import Batch
 from smalti.device import autocast, full_precision, weights_ready
 from smalti.errors import UserError
 from smalti.layers.embed import TimeEmbedding
+from smalti.layers.sweep import Sweep, Sweeps
 from smalti.layers.transformer import Transformer, TransformerConfig
 from smalti.paradigms import likelihood
 from smalti.paradigms.base import Loss, Paradigm, Progress, untold
@@ -138,6 +140,7 @@ class Diffusion(Paradigm):
         self.patches = nn.Linear(size, width)
         self.place = nn.Parameter(torch.randn(math.prod(self.grid), width) * 0.02)
         self.network = Transformer(network, conditioned=True)
+        self.sweeps = Sweeps()
         self.head = nn.Linear(width, size * (1 + self.learned))
         nn.init.normal_(self.label.weight, std=0.02)
         nn.init.zeros_(self.head.weight)
@@ -191,13 +194,16 @@ class Diffusion(Paradigm):
                 terms.append(Term("bound", variational_bound(miss, spread, t).sum(), rows, WEIGHT))
         return Loss(terms)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor, sweep: Sweep | None = None) -> tuple[Tensor, Tensor | None]:
         """Noised data (B, C, *space), times (B,) and class ids (B,) -> what is predicted (B, C, *space), fp32, and
-        the place of a learned variance between its bounds, alike."""
+        the place of a learned variance between its bounds, alike. By the network, or by a sweep made of it."""
         condition = self.time(t) + self.label(labels)
         with full_precision(x.device):  # little noise is lost in bf16 numbers, and these two products are small
             tokens = self.patches(self.cut(x)) + self.place  # (B, T, width)
-        tokens = self.network(tokens, self.positions, "full", condition=condition)
+        if sweep is not None:
+            tokens = sweep(tokens, sweep.modulated(condition))
+        else:
+            tokens = self.network(tokens, self.positions, "full", condition=condition)
         with full_precision(x.device):
             said = self.head(tokens.float())
         if not self.learned:
@@ -381,7 +387,8 @@ class Diffusion(Paradigm):
             keep = self._kept(self.normal(known), mask, x)
             x = keep(x, times[0])
         denoise = self._denoiser(labels, times, options, options.clip and signals)
-        with autocast(x.device), weights_ready(self.network.blocks):
+        swept = self.sweeps.of(self.network, self.positions) is not None
+        with autocast(x.device), nullcontext() if swept else weights_ready(self.network.blocks):
             x = self._solved(
                 denoise, x, times, options, lambda k: self._noise(n, seed, ON_THE_WAY, k, first), keep, watch
             )
@@ -425,10 +432,13 @@ class Diffusion(Paradigm):
         """The network with its guidance as a function of x and the time; `exact` in fp32."""
         along = {t: k / max(1, len(times) - 2) for k, t in enumerate(times[:-1])}
         guided = self.classes > 0 and bool((labels < self.classes).any())
+        sweep = None if exact else self.sweeps.of(self.network, self.positions)
         low, high = (self.normal(torch.full((1, *self.shape), end, device=self.mean.device)) for end in (-1.0, 1.0))
 
         def denoise(x: Tensor, t: float) -> Estimate:
-            said, spread = self._said(x, t, labels, options.scale(along[t]) if guided else 1.0, exact)
+            scale = options.scale(along[t]) if guided else 1.0
+            with autocast(x.device, "fp32" if exact else "auto"):
+                said, spread = self._said(x, t, labels, scale, sweep)
             alpha, sigma = self.path.level(t)
             data, noise = self.path.estimate(self.config.predict, x, said, alpha, sigma)
             if clip:
@@ -438,12 +448,13 @@ class Diffusion(Paradigm):
 
         return denoise
 
-    def _said(self, x: Tensor, t: float, labels: Tensor, scale: float, exact: bool) -> tuple[Tensor, Tensor | None]:
+    def _said(
+        self, x: Tensor, t: float, labels: Tensor, scale: float, sweep: Sweep | None
+    ) -> tuple[Tensor, Tensor | None]:
         """What the network says with guidance, on all channels alike; the variance stays that of the class."""
         if scale != 1:
             x, labels = torch.cat([x, x]), torch.cat([labels, torch.full_like(labels, self.classes)])
-        with autocast(x.device, "fp32" if exact else "auto"):
-            said, spread = self(x, torch.full((len(x),), t, device=x.device), labels)
+        said, spread = self(x, torch.full((len(x),), t, device=x.device), labels, sweep)
         check_finite(said)
         if scale != 1:
             with_class, without = said.chunk(2)

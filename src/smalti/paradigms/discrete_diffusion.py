@@ -27,9 +27,10 @@ from smalti.data.batch import Batch
 from smalti.device import autocast, full_precision, weights_ready
 from smalti.errors import UserError
 from smalti.layers.embed import TimeEmbedding
+from smalti.layers.sweep import Sweep, Sweeps
 from smalti.layers.transformer import TransformerConfig
 from smalti.paradigms.base import Loss, Progress, untold
-from smalti.paradigms.choose import ChoiceConfig, drawn, limited
+from smalti.paradigms.choose import ChoiceConfig, choose, drawn, limited
 from smalti.paradigms.codes import CodeModel, check_finite
 from smalti.paradigms.guidance import GuidanceConfig, guide
 from smalti.term import Term
@@ -38,6 +39,8 @@ from smalti.tokenizers.bottlenecks import Moment
 TIME, WHERE, WHAT, WHICH, ORDER = 20, 21, 22, 23, 24  # streams of random numbers
 BOUND_STEPS = 100  # of the reverse process that the bound on the likelihood is taken over
 
+ScheduleName = Literal["linear", "cosine", "arccos"]
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -45,13 +48,15 @@ class Scheme:
 
     `timed`: whether the network is told the time; a mask shows by itself how much is left to do.
     `step_back`: whether the network learns to undo one step, rather than all of them.
-    `steps`, `temperature`: how it is sampled where nothing else is asked for.
+    `steps`, `temperature`, `guidance`: how it is sampled where nothing else is asked for, and `schedule` how trained.
     """
 
     masks: float
     timed: bool
     steps: int
     temperature: float = 1.0
+    guidance: float = 1.0
+    schedule: ScheduleName = "arccos"
     step_back: bool = False
 
 
@@ -59,9 +64,11 @@ SCHEMES = {
     "masked": Scheme(masks=1.0, timed=False, steps=12),
     "uniform": Scheme(masks=0.0, timed=True, steps=50),
     "mask-and-replace": Scheme(masks=0.9, timed=True, steps=50),  # the paper's end of the process, section 4
-    "simple": Scheme(masks=0.0, timed=False, steps=200, temperature=0.7, step_back=True),
+    # much noise teaches little here: most of the step back is noise again
+    "simple": Scheme(
+        masks=0.0, timed=False, steps=200, temperature=0.7, guidance=1.5, schedule="linear", step_back=True
+    ),
 }
-ScheduleName = Literal["linear", "cosine", "arccos"]
 # r(t): the share that is noised
 SCHEDULES: dict[ScheduleName, Callable[[Tensor], Tensor]] = {
     "linear": lambda t: t,
@@ -71,7 +78,7 @@ SCHEDULES: dict[ScheduleName, Callable[[Tensor], Tensor]] = {
 
 
 class DiscreteDiffusionOptions(ChoiceConfig, GuidanceConfig):
-    """How to sample, in `steps` passes of the network. Steps and temperature: None takes what suits the scheme.
+    """How to sample, in `steps` passes of the network. Steps, temperature, guidance: None takes what suits the scheme.
 
     `schedule`, of masked codes that are shown in an order: how many are left at each share of the way; None takes that
     of training. A straight one leaves the fewest for the last step, where they are all drawn at once.
@@ -79,39 +86,44 @@ class DiscreteDiffusionOptions(ChoiceConfig, GuidanceConfig):
     out (MaskGIT); by `halton`, a fixed order that spreads over the grid (Besnier et al. 2025, arXiv 2503.17076); by
     `chance`, the exact reverse of the noising. Other schemes know only the last.
     The scheme `simple` stops where `rest` steps on end have changed nothing; `steps` is then the most it takes. The
-    lower the temperature, the sooner it settles, and the less has changed by then.
+    lower the temperature, the sooner it settles, and the less has changed by then: where most is noise the likeliest is
+    that a code stays. So unless it is 0 the first `warm` steps are drawn at 1, not to settle on the noise itself.
     """
 
     steps: int | None = Field(None, ge=1, le=10_000)
     temperature: float | None = Field(None, ge=0)  # type: ignore[assignment]
+    guidance: float | None = Field(None, ge=0)  # type: ignore[assignment]
     schedule: ScheduleName | None = None
     order: Literal["confidence", "halton", "chance"] = "confidence"
     order_noise: float = Field(4.5, ge=0)
+    warm: int = Field(12, ge=0, description="first steps of the scheme simple, drawn at temperature 1")
     rest: int = Field(4, ge=1, description="steps without a change after which a grid has settled")
 
     def for_codes(self, scheme: Scheme, codes: int) -> DiscreteDiffusionOptions:
         """These options with nothing left open, for a grid of so many codes. Raises UserError on too many steps."""
-        temperature = scheme.temperature if self.temperature is None else self.temperature
-        if scheme.masks < 1 or self.order == "chance":
-            return self.model_copy(update={"steps": self.steps or scheme.steps, "temperature": temperature})
-        if self.steps is not None and self.steps > codes:
-            raise UserError(f"{self.steps} steps are more than the {codes} codes there are to unmask")
-        steps = self.steps or min(scheme.steps, codes)
-        return self.model_copy(update={"steps": steps, "temperature": temperature})
+        update: dict[str, float | None] = {"steps": self.steps or scheme.steps}
+        for name in ("temperature", "guidance"):
+            asked = getattr(self, name)
+            update[name] = getattr(scheme, name) if asked is None else asked
+        if scheme.masks == 1 and self.order != "chance":
+            if self.steps is not None and self.steps > codes:
+                raise UserError(f"{self.steps} steps are more than the {codes} codes there are to unmask")
+            update["steps"] = self.steps or min(scheme.steps, codes)
+        return self.model_copy(update=update)
 
 
 class DiscreteDiffusionConfig(Config):
     """`sampling` are the options used when none are given: the ones the recipe was measured with.
 
-    `schedule` is r(t). `further`, of the scheme `simple`: the share of codes that one step makes random. With
-    `smoothing` the network learns to say every code a little too often, and so they are drawn.
+    `schedule` is r(t); None takes what suits the scheme. `further`, of the scheme `simple`: the share of codes that one
+    step makes random. With `smoothing` the network learns to say every code a little too often, and so they are drawn.
     """
 
     kind: Literal["discrete-diffusion"] = "discrete-diffusion"
     trains: ClassVar[str] = "transformer"
     reads: ClassVar[Reads] = "codes"
     scheme: Literal["masked", "uniform", "mask-and-replace", "simple"] = "masked"
-    schedule: ScheduleName = "arccos"
+    schedule: ScheduleName | None = None
     further: float = Field(0.3, gt=0, le=1)
     label_dropout: float = Field(0.1, ge=0, le=1, description="share of examples that train without their class")
     smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all codes while training")
@@ -184,14 +196,21 @@ class DiscreteDiffusion(CodeModel):
         self.scheme = SCHEMES[config.scheme]
         super().__init__(network, codes, classes, specials=int(self.scheme.masks > 0), conditioned=True)
         self.config, self.mask = config, codes.size
+        self.schedule = config.schedule or self.scheme.schedule
         if self.scheme.timed:
             self.time = TimeEmbedding(network.width)
+        self.sweeps = Sweeps()
 
-    def logits(self, labels: Tensor, noised: Tensor, t: Tensor) -> Tensor:
-        """Class ids (B,), noised codes (B, T) and times (B,) -> logits (B, T, K) of the clean codes."""
+    def logits(self, labels: Tensor, noised: Tensor, t: Tensor, sweep: Sweep | None = None) -> Tensor:
+        """Class ids (B,), noised codes (B, T) and times (B,) -> logits (B, T, K) of the clean codes.
+
+        By the network, or by a sweep made of it.
+        """
         condition = self.label(labels) + (self.time(t) if self.scheme.timed else 0)
-        hidden = self.network(self.embed(noised) + self.place, self.positions, "full", condition=condition)
-        return self.head(hidden)
+        x = self.embed(noised) + self.place
+        if sweep is not None:
+            return self.head(sweep(x, sweep.modulated(condition)))
+        return self.head(self.network(x, self.positions, "full", condition=condition))
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -201,16 +220,18 @@ class DiscreteDiffusion(CodeModel):
         t = moment.one(TIME).to(clean.device)
         noised = self.noised(clean, t, moment)
         target, counted = clean, torch.ones_like(clean, dtype=torch.float32)
+        wanted: Tensor = clean
         if self.scheme.step_back:
             target = noised
             noised = self._replaced(noised, torch.full_like(t, self.config.further), moment, stream=10)
+            wanted = self._step_back(clean, noised, t)
         elif self.scheme.masks == 1:  # what is not masked is known
             counted = (noised == self.mask).float()
         logits = self.logits(labels, noised, t.float())
         rows = len(clean)
         with full_precision(logits.device):
             smoothing = self.config.smoothing if self.training else 0.0
-            nats = F.cross_entropy(logits.float().transpose(1, 2), target, reduction="none", label_smoothing=smoothing)
+            nats = F.cross_entropy(logits.float().transpose(1, 2), wanted, reduction="none", label_smoothing=smoothing)
             hits = (logits.argmax(-1) == target) * counted
             shares = counted / counted.sum(1, keepdim=True)  # every example counts alike, however much it hides
             terms = [
@@ -221,14 +242,25 @@ class DiscreteDiffusion(CodeModel):
             terms.append(Term("nats_a_code", self._bound(labels, clean, moment), clean.numel(), 0.0))
         return Loss(terms)
 
+    def _step_back(self, clean: Tensor, noised: Tensor, t: Tensor) -> Tensor:
+        """How likely each code was before the further share became random: (B, K, T).
+
+        Given what was clean, that is known exactly; learnt from it instead of from the code that chance had it be, the
+        step is the same and its gradient far less noisy.
+        """
+        before = self.noise(t)
+        after = Noise(before.keep * (1 - self.config.further), before.mask, before.size)
+        likely = posterior(F.one_hot(clean, self.codes.size).double(), noised, after, before)
+        return likely[..., :-1].float().transpose(1, 2)
+
     def noise(self, t: Tensor) -> Noise:
         """How noised codes are at times t (B,): tensors (B, 1)."""
-        share = SCHEDULES[self.config.schedule](t.double())[:, None]
+        share = SCHEDULES[self.schedule](t.double())[:, None]
         return Noise(1 - share, self.scheme.masks * share, self.codes.size)
 
     def noised(self, clean: Tensor, t: Tensor, moment: Moment, least: int = 1) -> Tensor:
         """Codes (B, T) at times t (B,), each row by its own numbers; at least `least` of a row are noised."""
-        return self._replaced(clean, SCHEDULES[self.config.schedule](t.double()), moment, least=least)
+        return self._replaced(clean, SCHEDULES[self.schedule](t.double()), moment, least=least)
 
     def _replaced(self, codes: Tensor, share: Tensor, moment: Moment, stream: int = 0, least: int = 1) -> Tensor:
         """Codes (B, T) of which each is noised with probability `share` (B,)."""
@@ -355,9 +387,11 @@ class _Way:
     def from_here(self, x: Tensor, keep: Tensor, level: float = 1.0) -> Tensor:
         """Codes (n, T) made clean, those under `keep` as they are. `level` is the share that is noised, 1 for all."""
         scheme = self.model.scheme
-        with autocast(self.device), weights_ready(self.model.network.blocks):
+        model = self.model
+        self.sweep = model.sweeps.of(model.network, model.positions)
+        with autocast(self.device), weights_ready(model.head if self.sweep else model.network.blocks):
             if scheme.step_back:
-                return self._settled(x, keep)
+                return self._settled(x, keep, round(self.options.warm * level))
             if scheme.masks == 1 and self.options.order != "chance":
                 return self._unmasked(x, keep)
             return self._reversed(x, keep, level)
@@ -367,7 +401,7 @@ class _Way:
         scale = self.options.scale(along) if self.guided else 1.0
         rows = len(x) if scale == 1 else 2 * len(x)  # the class alone where nothing pulls
         both, times = x.repeat(rows // len(x), 1), torch.full((rows,), t, device=self.device)
-        log_p = self.model.logits(self.labels[:rows], both, times).float().log_softmax(-1)
+        log_p = self.model.logits(self.labels[:rows], both, times, self.sweep).float().log_softmax(-1)
         check_finite(log_p)
         return log_p if scale == 1 else guide(*log_p.split(len(x)), scale)  # type: ignore[call-arg]
 
@@ -375,13 +409,13 @@ class _Way:
         """Masks give way to codes, the ones that come first in the order at every step (MaskGIT, section 3.2)."""
         model = self.model
         to_do = (~keep).sum(1, keepdim=True)  # every row its own
-        schedule = self.options.schedule or model.config.schedule
+        schedule = self.options.schedule or model.schedule
         for step in range(self.steps):
             along = (step + 1) / self.steps
             masked = x == model.mask
             moment = self.moment(step)
             log_p = self._log_p(x, 1 - step / self.steps, step / max(1, self.steps - 1))[masked]
-            codes = self._choice(log_p, moment.uniform(WHICH, tuple(x.shape[1:]), self.device)[masked])
+            codes = choose(log_p, moment.uniform(WHICH, tuple(x.shape[1:]), self.device)[masked], self.options)
             found = x.masked_scatter(masked, codes)
             left = SCHEDULES[schedule](torch.tensor(1 - along, dtype=torch.float64))
             # at least one code a step, and none stays masked at the end
@@ -427,29 +461,26 @@ class _Way:
             "cosine": lambda r: 2 / math.pi * math.asin(r),
             "arccos": lambda r: 1 - math.cos(math.pi / 2 * r),
         }
-        return inverse[self.model.config.schedule](level)
+        return inverse[self.model.schedule](level)
 
-    def _settled(self, x: Tensor, keep: Tensor) -> Tensor:
+    def _settled(self, x: Tensor, keep: Tensor, warm: int) -> Tensor:
         """All codes drawn anew from what the network makes of them, until a row no longer changes."""
         known, unchanged = x, torch.zeros(len(x), 1, dtype=torch.int64, device=self.device)
         for step in range(self.steps):
             log_p = self._log_p(x, 0.0, step / max(1, self.steps - 1))
             chance = self.moment(step).uniform(WHICH, tuple(x.shape[1:]), self.device)
-            codes = self._choice(log_p.flatten(0, 1), chance.flatten()).view(x.shape)
+            temperature = 1.0 if step < warm and self.options.temperature else self.options.temperature
+            options = self.options.model_copy(update={"temperature": temperature})
+            codes = choose(log_p.flatten(0, 1), chance.flatten(), options).view(x.shape)
             # a row at rest stays: what others still do must not wake it
             codes = torch.where(keep, known, torch.where(unchanged >= self.options.rest, x, codes))
-            unchanged = torch.where((codes == x).all(1, keepdim=True), unchanged + 1, 0)
+            still = (codes == x).all(1, keepdim=True) & (step >= warm)
+            unchanged = torch.where(still, unchanged + 1, 0)
             x = codes
             self._show(x, step)
             if int(unchanged.min()) >= self.options.rest:
                 break
         return x
-
-    def _choice(self, log_p: Tensor, chance: Tensor) -> Tensor:
-        """One code for each row of log p (m, K): (m,)."""
-        if self.options.temperature == 0:
-            return log_p.argmax(-1)
-        return drawn(self._limited(log_p), chance)
 
     def _limited(self, log_p: Tensor) -> Tensor:
         """float64 probabilities (m, K) after temperature, top-k and top-p."""

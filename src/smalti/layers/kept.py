@@ -1,0 +1,31 @@
+"""Something made out of a network's weights, such as another layout of them, kept until they change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+
+Made = TypeVar("Made")
+
+
+class Kept(Generic[Made]):
+    """Holds the last that was made. A copy of a model makes its own anew."""
+
+    def __init__(self) -> None:
+        self._state: tuple[Hashable, ...] | None = None
+        self._made: Made | None = None
+
+    def of(self, network: nn.Module, make: Callable[[], Made], *also: Hashable) -> Made:
+        """What `make` gives, from before if neither the weights nor `also` are different now."""
+        state = (*also, *((weight.data_ptr(), weight._version) for weight in network.parameters()))
+        if self._made is None or self._state != state:
+            self._made, self._state = make(), state
+        return self._made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kept[Made]:
+        return Kept()
+
+    def __reduce__(self) -> tuple[type[Kept[Made]], tuple[()]]:
+        return Kept, ()

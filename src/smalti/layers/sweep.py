@@ -1,0 +1,133 @@
+"""The Transformer over whole grids, again and again: the same arithmetic as `Transformer`, arranged for sampling.
+
+A sampler asks the network a dozen or a thousand times for the same places, and without gradients. So what can be done
+once is done once: weights are laid out as the products want them, and the modulations of all blocks are made together,
+one time for each condition. Tokens lie by place and then by row: so queries, keys and values are read out of the
+product that made them, head by head, without being copied.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from smalti.device import full_precision, product, product_dtype
+from smalti.layers.kept import Kept
+from smalti.layers.paired import paired_norm, paired_qkv, paired_turns
+from smalti.layers.transformer import Block, Transformer
+
+AT_ONCE = 4096  # tokens whose numbers stay near the processor from one product to the next
+
+
+class Modulations(NamedTuple):
+    """Of two halves in every block (L, 2, B, width), and of the last norm (B, width)."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+    last_shift: Tensor
+    last_scale: Tensor
+
+    def rows(self, start: int, stop: int) -> Modulations:
+        return Modulations(*(each[..., start:stop, :] for each in self))
+
+
+class Sweep:
+    """Reads all tokens of every row at once, each seeing all others, under a condition for each row.
+
+    positions: (T, axes), the same for all rows. The weights are taken as they are now. Raises ValueError on a
+    transformer that was not made for conditions.
+    """
+
+    @torch.no_grad()
+    def __init__(self, network: Transformer, positions: Tensor, dtype: torch.dtype) -> None:
+        if not hasattr(network, "modulation"):
+            raise ValueError("a sweep is for a transformer that was made with conditioned=True")
+        blocks = [cast(Block, block) for block in network.blocks]
+        self.network, self.dtype = network, dtype
+        self.turns = paired_turns(positions, blocks[0].head_width)
+        self.layers = [_Layer(block, dtype) for block in blocks]
+        self.offsets = torch.stack([block.offsets.unflatten(0, (2, 3)) for block in blocks])  # (L, 2, 3, width)
+        length = network.config.width**0.5  # between the rms, which the norm means, and the length, which it divides by
+        norms = [torch.stack([block.attention_norm.weight, block.mlp_norm.weight]) for block in blocks]
+        self.norms = torch.stack(norms).unsqueeze(2) * length  # (L, 2, 1, width)
+        self.last_norm = network.norm.weight * length
+        self._last: tuple[Tensor, Modulations] | None = None
+
+    def modulated(self, condition: Tensor) -> Modulations:
+        """What a condition (B, width) does in every block. The last is kept: untold of the time, it stays the same."""
+        if self._last is None or not torch.equal(self._last[0], condition):
+            self._last = condition, self._modulated(condition)
+        return self._last[1]
+
+    def _modulated(self, condition: Tensor) -> Modulations:
+        with full_precision(condition.device):
+            made = self.network.modulation(F.silu(condition.float())).unflatten(-1, (8, -1))
+        of_blocks, of_norm = made.split([6, 2], 1)
+        each = of_blocks.unflatten(1, (2, 3)) + self.offsets.unsqueeze(1)  # (L, B, 2, 3, width)
+        shift, scale, gate = each.transpose(1, 2).unbind(3)
+        last_shift, last_scale = of_norm.unbind(1)
+        scale, last_scale = (1 + scale) * self.norms, (1 + last_scale) * self.last_norm
+        shift, scale, last_shift, last_scale = (each.to(self.dtype) for each in (shift, scale, last_shift, last_scale))
+        return Modulations(shift, scale, gate, last_shift, last_scale)
+
+    def __call__(self, x: Tensor, modulations: Modulations) -> Tensor:
+        """(B, T, width) -> (B, T, width), normalised, in the dtype of products."""
+        most = max(1, AT_ONCE // x.shape[1])
+        parts = range(0, len(x), most)
+        read = [self._read(x[i : i + most], modulations.rows(i, i + most)) for i in parts]
+        return read[0] if len(read) == 1 else torch.cat(read)
+
+    def _read(self, x: Tensor, modulations: Modulations) -> Tensor:
+        x = x.float().transpose(0, 1).contiguous()  # (T, B, width)
+        each = (of_all.unbind(0) for of_all in modulations[:3])
+        for layer, shift, scale, gate in zip(self.layers, *each, strict=True):
+            x = torch.addcmul(x, gate[0], self._attention(layer, self._normed(x, shift[0], scale[0])))
+            opened, up = layer.gate_up(self._normed(x, shift[1], scale[1])).chunk(2, -1)
+            x = torch.addcmul(x, gate[1], layer.down(F.silu(opened).mul_(up)).float())
+        return self._normed(x, modulations.last_shift, modulations.last_scale).transpose(0, 1)
+
+    def _attention(self, layer: _Layer, x: Tensor) -> Tensor:
+        """(T, B, width) -> (T, B, width) fp32. Between the products it runs in fp32, which is as quick for so few."""
+        length, rows, _ = x.shape
+        qkv = layer.qkv(x).float().view(length, -1, 3, self.turns.shape[-1] * 2)  # (T, B * H, 3, D)
+        query_key = qkv[:, :, :2]
+        query_key.mul_(layer.query_key / torch.linalg.vector_norm(query_key, dim=-1, keepdim=True))
+        torch.view_as_complex(query_key.unflatten(-1, (-1, 2))).mul_(self.turns)
+        q, k, v = qkv.transpose(0, 1).unbind(2)
+        read = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v)  # (B * H, T, D)
+        read = read.transpose(0, 1).to(self.dtype).reshape(length, rows, -1)
+        return layer.out(read).float()
+
+    def _normed(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        normed = (x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)).to(self.dtype)
+        return torch.addcmul(shift, normed, scale)
+
+
+class _Layer:
+    """One block's products."""
+
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        by_head = paired_qkv(block).transpose(0, 1).flatten(0, 2)  # rows by head, then query, key and value
+        self.qkv = product(by_head, dtype)
+        self.out, self.gate_up, self.down = (
+            product(each.weight, dtype) for each in (block.out, block.gate_up, block.down)
+        )
+        self.query_key = paired_norm(block)
+
+
+class Sweeps:
+    """A model's sweep, made anew when its weights have changed."""
+
+    def __init__(self) -> None:
+        self._kept = Kept[Sweep]()
+
+    def of(self, network: Transformer, positions: Tensor) -> Sweep | None:
+        """None where the network itself is the quicker: on what is not a processor, it has attention in one piece."""
+        if positions.device.type != "cpu":
+            return None
+        dtype = product_dtype(positions.device)
+        return self._kept.of(network, lambda: Sweep(network, positions, dtype), dtype)

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from smalti.layers import sweep as sweep_module
+from smalti.layers.sweep import Sweep, Sweeps
+from smalti.layers.transformer import Transformer, TransformerConfig
+
+
+def made(**sizes) -> Transformer:
+    network = Transformer(TransformerConfig(**{"layers": 3, "width": 24, "heads": 2, "dropout": 0.0, **sizes}), True)
+    generator = torch.Generator().manual_seed(2)
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, mean=float(weight.ndim == 1), std=0.4, generator=generator)
+    return network.eval()
+
+
+def swept(sweep: Sweep, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    return sweep(x, sweep.modulated(condition))
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [{}, {"heads": 1}, {"heads": 4, "width": 32, "hidden": 20}, {"layers": 1}])
+def test_a_sweep_is_the_transformer(axes, sizes, generator):
+    network = made(**sizes)
+    positions = torch.randint(0, 9, (7, axes), generator=generator)
+    x, condition = (torch.randn(3, *size, network.config.width, generator=generator) for size in ((7,), ()))
+    with torch.no_grad():
+        whole = network(x, positions, "full", condition=condition)
+        got = swept(Sweep(network, positions, torch.float32), x, condition)
+    torch.testing.assert_close(got, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_in_bf16_it_is_nearly_the_same(generator):
+    network, x, condition = made(), torch.randn(2, 7, 24, generator=generator), torch.randn(2, 24, generator=generator)
+    positions = torch.arange(7)[:, None]
+    with torch.no_grad():
+        whole = network(x, positions, "full", condition=condition)
+        got = swept(Sweep(network, positions, torch.bfloat16), x, condition)
+    assert got.dtype == torch.bfloat16
+    assert (got.float() - whole).norm() < 0.05 * whole.norm()
+
+
+def test_many_rows_are_read_in_parts(generator, monkeypatch):
+    network, positions = made(), torch.arange(7)[:, None]
+    x, condition = (torch.randn(5, *size, 24, generator=generator) for size in ((7,), ()))
+    with torch.no_grad():
+        sweep = Sweep(network, positions, torch.float32)
+        whole = swept(sweep, x, condition)
+        monkeypatch.setattr(sweep_module, "AT_ONCE", 15)  # two rows
+        torch.testing.assert_close(swept(sweep, x, condition), whole)
+
+
+def test_another_condition_is_another_answer(generator):
+    network, positions, x = made(), torch.arange(7)[:, None], torch.randn(2, 7, 24, generator=generator)
+    conditions = torch.randn(2, 2, 24, generator=generator)
+    sweep = Sweep(network, positions, torch.float32)
+    with torch.no_grad():
+        for condition in (conditions[0], conditions[1], conditions[0], conditions[0][:1]):
+            rows = len(condition)
+            torch.testing.assert_close(
+                swept(sweep, x[:rows], condition),
+                network(x[:rows], positions, "full", condition=condition),
+                rtol=1e-4,
+                atol=1e-4,
+            )
+
+
+def test_it_is_kept_until_the_weights_change():
+    network, positions, sweeps = made(), torch.arange(7)[:, None], Sweeps()
+    first = sweeps.of(network, positions)
+    assert sweeps.of(network, positions) is first
+    with torch.no_grad():
+        network.blocks[1].down.weight.add_(1)
+    second = sweeps.of(network, positions)
+    assert second is not first
+    assert sweeps.of(network, positions) is second
+    network.load_state_dict(copy.deepcopy(network.state_dict()), assign=True)
+    assert sweeps.of(network, positions) is not second
+    # copies of a model do without what is not theirs
+    for other in (copy.deepcopy(sweeps), pickle.loads(pickle.dumps(sweeps))):
+        assert other.of(made(), positions) is not None
+
+
+def test_only_a_conditioned_transformer_is_swept():
+    with pytest.raises(ValueError, match="conditioned=True"):
+        Sweep(Transformer(TransformerConfig(layers=1, width=8, heads=1)), torch.arange(3)[:, None], torch.float32)
