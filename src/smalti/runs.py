@@ -117,10 +117,15 @@ class _Training:
         with self._timed("data"):
             source, validation = open_source(recipe.data, "train"), open_source(recipe.data, "validation")
             self._tell_broken(source.broken)
+        cached = recipe.generates and recipe.paradigm.reads != "signals"
+        if cached and source.made and recipe.data.most is None:
+            raise UserError(
+                f"{source.name} is made without end: say how many pictures are to be encoded, as in --data.most 100000"
+            )
         models.check_size(recipe, source.signal)  # before its tokenizer is trained for nothing
         if self.ranks.writes:
             write_text(self.folder / "recipe.json", recipe.json_text())
-        if recipe.generates and recipe.paradigm.reads != "signals":
+        if cached:
             tokenizer_folder = self._tokenizer_folder()
             if tokenizer_folder is None:
                 return False

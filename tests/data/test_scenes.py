@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tests.data.drawings import archives, colour_of
+from tests.tiny import generator_recipe, tokenizer_recipe
 
 from smalti.data.loader import Loader, broken_in
 from smalti.data.named import NAMED_SETS
@@ -20,6 +21,8 @@ from smalti.data.sources import DataConfig, describe, open_source
 from smalti.data.things import THINGS
 from smalti.data.workers import read_each
 from smalti.errors import UserError
+from smalti.evaluation.evaluate import to_learn
+from smalti.runs import train
 
 CONFIG = DataConfig(source="emoji-scenes", workers=0)
 
@@ -142,3 +145,19 @@ def test_what_scenes_cannot_be(set_by_hand, changes, says):
         open_source(CONFIG.model_copy(update=changes))
     same = CONFIG.model_copy(update={"shape": (64, 64), "channels": 3})
     assert open_source(same).fingerprint == open_source(CONFIG).fingerprint
+
+
+def test_models_are_trained_on_as_many_as_one_says(set_by_hand, tmp_path, monkeypatch):
+    data = CONFIG.model_copy(update={"most": 40})
+    monkeypatch.setattr("smalti.evaluation.evaluate.MADE", 30)
+    monkeypatch.setattr("smalti.data.scenes.LENGTHS", dict.fromkeys(LENGTHS, 50) | {"train": LENGTHS["train"]})
+    _, held = to_learn(CONFIG)
+    assert len(held) == 30
+
+    small = {"model.width": 8, "model.strides": (8, 8), "training.steps": 2, "training.batch": 4}
+    tokenizer = tokenizer_recipe(tmp_path, 2).model_copy(update={"data": data}).changed(**small)
+    assert train(tokenizer, out=tmp_path / "tokenizer", device="cpu").finished
+    generator = generator_recipe(tmp_path, str(tmp_path / "tokenizer"), 2)
+    assert train(generator.model_copy(update={"data": data}), out=tmp_path / "generator", device="cpu").finished
+    with pytest.raises(UserError, match=r"without end.*--data.most"):
+        train(generator.model_copy(update={"data": CONFIG}), out=tmp_path / "other", device="cpu")

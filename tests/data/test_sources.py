@@ -56,6 +56,27 @@ def test_a_named_set_is_split_into_three_without_overlap(digits):
         assert len(part.label_ids.unique()) == 4
 
 
+def test_most_takes_so_many_of_the_training_examples_alone(digits):
+    everything = open_source(DataConfig(source="digits", validation=0.1))
+    some = open_source(DataConfig(source="digits", validation=0.1, most=60))
+    assert len(some) == 60
+    assert len(some.label_ids.unique()) == 4  # of a set that is sorted by label
+    where = [everything.name_of(i) for i in range(len(everything))].index
+    for i in (0, 7, 59):
+        item = some.item(i)
+        other = where(item.name)
+        assert torch.equal(item.pixels, everything.item(other).pixels)
+        assert torch.equal(some.pixels()[i], item.pixels)
+        assert (some.raster(i) == item.pixels.numpy()).all()
+        assert item.label == some.label_ids[i] == everything.label_ids[other]
+    again = open_source(DataConfig(source="digits", validation=0.1, most=60))
+    fewer = open_source(DataConfig(source="digits", validation=0.1, most=59))
+    assert again.fingerprint == some.fingerprint != fewer.fingerprint != everything.fingerprint
+    assert again.pixels_key == some.pixels_key != fewer.pixels_key
+    assert len(open_source(DataConfig(source="digits", validation=0.1, most=1000))) == len(everything)
+    assert len(open_source(DataConfig(source="digits", validation=0.1, most=3), "test")) == 20
+
+
 def test_a_named_set_in_another_shape(digits):
     source = open_source(DataConfig(source="digits", shape=(12, 16), channels=3, fit="pad"))
     assert source.signal.shape == (12, 16)

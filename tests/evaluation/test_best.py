@@ -79,12 +79,12 @@ def test_without_a_label_nothing_is_best(generator_model, eye):
 
 
 def test_one_label_alone_has_no_judge(generator_model, monkeypatch):
-    real = room.gathered
+    real = room.to_learn
 
-    def of_one_label(source, config):
-        held = real(source, config)
-        return held.at(held.labels == 0)
+    def of_one_label(config):
+        source, held = real(config)
+        return source, held.at(held.labels == 0)
 
-    monkeypatch.setattr(room, "gathered", of_one_label)
+    monkeypatch.setattr(room, "to_learn", of_one_label)
     with pytest.raises(UserError, match="no judge"):
         judge_of(generator_model)

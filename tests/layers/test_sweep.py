@@ -55,6 +55,19 @@ def test_many_rows_are_read_in_parts(generator, monkeypatch):
         torch.testing.assert_close(swept(sweep, x, condition), whole)
 
 
+def test_a_head_follows(generator):
+    network, positions, x = made(), torch.arange(7)[:, None], torch.randn(2, 7, 24, generator=generator)
+    head, condition = torch.nn.Linear(24, 5, bias=False), torch.randn(2, 24, generator=generator)
+    with torch.no_grad():
+        got = swept(Sweep(network, positions, torch.float32, head), x, condition)
+        torch.testing.assert_close(got, head(network(x, positions, "full", condition=condition)), rtol=1e-4, atol=1e-4)
+        sweeps = Sweeps()
+        first = sweeps.of(network, positions, head)
+        assert sweeps.of(network, positions, head) is first
+        head.weight.add_(1)
+        assert sweeps.of(network, positions, head) is not first
+
+
 def test_another_condition_is_another_answer(generator):
     network, positions, x = made(), torch.arange(7)[:, None], torch.randn(2, 7, 24, generator=generator)
     conditions = torch.randn(2, 2, 24, generator=generator)

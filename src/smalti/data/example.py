@@ -167,6 +167,57 @@ class MemorySource(Source):
         return self._details[i].name if self._details else super().name_of(i)
 
 
+class Some(Source):
+    """Chosen examples of another source, by their numbers, int64 (n,)."""
+
+    def __init__(self, source: Source, chosen: Tensor) -> None:
+        self.name, self.signal, self.labels = source.name, source.signal, source.labels
+        self.artists, self.broken, self.made = source.artists, source.broken, source.made
+        self._source, self._chosen = source, chosen
+        digest = hashlib.sha256(chosen.numpy().tobytes())
+        self.fingerprint, self._pixels_key = (
+            hashlib.sha256(f"{key}/{digest.hexdigest()}".encode()).hexdigest()
+            for key in (source.fingerprint, source.pixels_key)
+        )
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def item(self, i: int) -> Item:
+        return self._source.item(int(self._chosen[i]))
+
+    def raster(self, i: int) -> np.ndarray:
+        return self._source.raster(int(self._chosen[i]))
+
+    def name_of(self, i: int) -> str:
+        return self._source.name_of(int(self._chosen[i]))
+
+    def pixels(self) -> Tensor | None:
+        pixels = self._source.pixels()
+        return None if pixels is None else pixels[self._chosen]
+
+    @property
+    def label_ids(self) -> Tensor | None:
+        ids = self._source.label_ids
+        return None if ids is None else ids[self._chosen]
+
+    @property
+    def artist_ids(self) -> Tensor | None:
+        ids = self._source.artist_ids
+        return None if ids is None else ids[self._chosen]
+
+    @property
+    def pixels_key(self) -> str:
+        return self._pixels_key
+
+    def text(self, i: int) -> tuple[str, ...]:
+        return self._source.text(int(self._chosen[i]))
+
+    @property
+    def has_text(self) -> bool:
+        return self._source.has_text
+
+
 def part_of(kind: str, validation: float) -> SplitName:
     """The split of all examples of a kind: test for a tenth of the kinds, `validation` for that share of the others.
 

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, PositiveInt
 
 from smalti.config import Config, SignalSpec
-from smalti.data.example import TEST_SHARE, Item, MemorySource, Source, SplitName, held_out
+from smalti.data.example import TEST_SHARE, Item, MemorySource, Some, Source, SplitName, held_out
 from smalti.data.fetch import cache_dir, obtain
 from smalti.data.folder import Folder, FolderSource, read_folder
 from smalti.data.image import Fit, fit, recolour
@@ -29,7 +29,9 @@ class DataConfig(Config):
     `source`: a folder or a named set. `shape` (H, W) and `channels`: None for what the source has. `fit`: how a
     picture of other proportions gets into the shape. `flip`, `shift`: light augmentation of training pictures, a
     random mirroring left to right and a random move by up to `shift` pixels, edges repeated. `validation`: the share
-    held out where the source has no validation split. `workers`: processes that read files, None to choose.
+    held out where the source has no validation split. `most`: so many training examples at most, drawn with a fixed
+    seed; for a set that is made without end, or to see what more of them are worth. `workers`: processes that read
+    files, None to choose.
     """
 
     source: str = ""
@@ -39,6 +41,7 @@ class DataConfig(Config):
     flip: bool = False
     shift: int = Field(default=0, ge=0)
     validation: float = Field(default=0.05, ge=0, le=0.5)
+    most: int | None = Field(default=None, ge=1)
     workers: int | None = Field(default=None, ge=0)
 
 
@@ -53,6 +56,9 @@ def open_source(config: DataConfig, split: SplitName = "train") -> Source:
     if not len(source):
         why = "data.validation is 0" if config.validation == 0 else "at least two different pictures are needed"
         raise UserError(f"{config.source}: nothing to hold out for the {split} split: {why}")
+    if split == "train" and config.most is not None and config.most < len(source):
+        chosen = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[: config.most]
+        source = Some(source, chosen.sort().values)
     return source
 
 

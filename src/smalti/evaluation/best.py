@@ -15,7 +15,7 @@ from smalti.config import Config
 from smalti.data.sources import open_source
 from smalti.errors import UserError
 from smalti.evaluation.classifier import Classifier
-from smalti.evaluation.evaluate import data_of, gathered, trained_judge
+from smalti.evaluation.evaluate import data_of, to_learn, trained_judge
 from smalti.model import Generator, Labels
 from smalti.paradigms.base import Progress, untold
 
@@ -83,7 +83,7 @@ def judge_of(generator: Generator) -> Classifier:
     source = open_source(config, "train")
     if source.labels != generator.labels:
         raise UserError(f"{config.source} no longer has the labels that this model was trained with")
-    judge = trained_judge(source, gathered(source, config), None, config)
+    judge = trained_judge(*to_learn(config), None, config)
     if not isinstance(judge, Classifier):
         raise UserError(f"{config.source} has no two labels to tell apart, so there is no judge of what is best")
     return judge

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from smalti.config import Config
 from smalti.data.arrays import in_order
+from smalti.data.example import Some, Source
 from smalti.data.image import to_pixels, to_signal
 from smalti.data.loader import sweep
-from smalti.data.sources import DataConfig, Source, open_source
+from smalti.data.sources import DataConfig, open_source
 from smalti.data.workers import read_each
 from smalti.device import autocast
 from smalti.errors import UserError
@@ -32,6 +33,7 @@ from smalti.training.totals import Totals
 
 COMPARED = 2000  # pictures on each side of a comparison
 SOME = 2000  # held-out pictures that a report looks at
+MADE = 20_000  # training pictures that are looked at of a set that is made without end
 DENSE = 32  # held-out pictures whose density is taken: each costs a hundred passes, there and back
 NEIGHBOURS = 5
 SEED = 0
@@ -59,7 +61,7 @@ class HeldOut:
 def data_of(model: Tokenizer | Generator, source: str | None) -> DataConfig:
     """The data a model is measured on: its own recipe's, or another source in the model's shape."""
     height, width = model.signal.shape
-    changes: dict[str, Any] = {"shape": (height, width), "channels": model.signal.channels}
+    changes: dict[str, Any] = {"shape": (height, width), "channels": model.signal.channels, "most": None}
     if source:
         changes["source"] = source
     return model.recipe.data.model_copy(update=changes)
@@ -70,9 +72,17 @@ def held_out(config: DataConfig, most: int | None = None) -> HeldOut:
     return gathered(open_source(config, "test"), config, most)
 
 
+def to_learn(config: DataConfig) -> tuple[Source, HeldOut]:
+    """The training split and its examples, what a judge learns from; a part of them where it is made without end."""
+    source = open_source(config, "train")
+    return source, gathered(source, config, MADE if source.made else None)
+
+
 def gathered(source: Source, config: DataConfig, most: int | None = None) -> HeldOut:
     """Up to `most` examples of a source, drawn with a fixed seed, or all of them in order."""
     pixels = source.pixels()
+    if pixels is None and most is not None and most < len(source):  # the others need not be read
+        return gathered(Some(source, _lot(len(source))[:most]), config)
     labels = source.label_ids
     broken = list(source.broken)
     if pixels is None:
@@ -88,7 +98,12 @@ def gathered(source: Source, config: DataConfig, most: int | None = None) -> Hel
 
 def shuffled(examples: HeldOut, most: int = SOME) -> HeldOut:
     """Up to `most` of them in random order, the same every time: a source may be sorted by label."""
-    return examples.at(torch.randperm(len(examples), generator=torch.Generator().manual_seed(SEED))[:most])
+    return examples.at(_lot(len(examples))[:most])
+
+
+def _lot(count: int) -> Tensor:
+    """The numbers below a count in random order, the same every time."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(SEED))
 
 
 def evaluate(
@@ -114,10 +129,9 @@ def evaluate_tokenizer(tokenizer: Tokenizer, config: DataConfig) -> dict[str, An
     UserError where the data has no held-out part.
     """
     test = held_out(config)
-    train_source = open_source(config, "train")
     eye: Judge = PixelFeatures()
-    if train_source.label_ids is not None:
-        eye = trained_judge(train_source, gathered(train_source, config), test, config)
+    if open_source(config, "train").label_ids is not None:
+        eye = trained_judge(*to_learn(config), test, config)
     errors, inner, features = ReconstructionMeter(), figures_of(tokenizer), []
     with ProgressLine("reconstruct", len(test)) as line:
         for start in range(0, len(test), 500):
@@ -150,8 +164,7 @@ def evaluate_generator(
     order = torch.arange(size)
     pair = shuffled(test, 2 * size)
     reference, other = pair.at(order), pair.at(order + size)
-    train_source = open_source(config, "train")
-    train = gathered(train_source, config)
+    train_source, train = to_learn(config)
     eye = trained_judge(train_source, train, test, config)
 
     # another source's labels mean nothing to this generator, unless they are called the same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from smalti.errors import UserError
 from smalti.evaluation import code_pages, latent_pages
 from smalti.evaluation.charts import curves
 from smalti.evaluation.distance import nearest
-from smalti.evaluation.evaluate import HeldOut, data_of, gathered, held_out, shuffled
+from smalti.evaluation.evaluate import HeldOut, data_of, held_out, shuffled, to_learn
 from smalti.evaluation.plots import picture_grid, picture_pairs, picture_rows
 from smalti.evaluation.reconstruction import ReconstructionMeter
 from smalti.evaluation.report import Report
@@ -41,11 +42,12 @@ def write_report(folder: Path, data: DataConfig, stages: Mapping[str, float], de
     """Write a run's report/index.html from its model, its metrics and its data."""
     model = load(folder, device)
     config = data_of(model, None)
-    test, train = held_out(config), gathered(open_source(config, "train"), config)
+    test, (_, train) = held_out(config), to_learn(config)
+    learnt = len(open_source(config.model_copy(update={"most": data.most}), "train"))
     shape = "×".join(map(str, model.signal.shape))
     report = Report(
         model.recipe.name,
-        f"{data.source}: {len(train):,} training pictures of {shape}, judged on {len(test):,} held-out ones",
+        f"{data.source}: {learnt:,} training pictures of {shape}, judged on {len(test):,} held-out ones",
     )
     some = shuffled(test)
     if isinstance(model, Generator):
@@ -98,7 +100,11 @@ def _variations(report: Report, generator: Generator, test: HeldOut) -> None:
 
 def _completions(report: Report, generator: Generator, test: HeldOut) -> None:
     x, labels = to_signal(test.pixels[:10]), _labels(generator, test, 10)
-    kept = {"first half": 0.5, "first quarter": 0.25, "one position": 1}
+    positions = math.prod(generator.shape[1:])
+    kept = {"first half": positions // 2, "first quarter": positions // 4, "one position": 1}
+    kept = {name: count for name, count in kept.items() if 0 < count < positions}
+    if not kept:  # a grid of one has no part
+        return
     rows = {"held-out": x}
     if generator.reads != "signals":
         rows[f"through {generator.reads}"] = generator.tokenizer.reconstruct(x)

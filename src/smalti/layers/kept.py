@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 Made = TypeVar("Made")
 
@@ -17,9 +17,10 @@ class Kept(Generic[Made]):
         self._state: tuple[Hashable, ...] | None = None
         self._made: Made | None = None
 
-    def of(self, network: nn.Module, make: Callable[[], Made], *also: Hashable) -> Made:
-        """What `make` gives, from before if neither the weights nor `also` are different now."""
-        state = (*also, *((weight.data_ptr(), weight._version) for weight in network.parameters()))
+    def of(self, networks: Sequence[nn.Module], make: Callable[[], Made], *also: Hashable) -> Made:
+        """What `make` gives, from before if neither the networks' weights nor `also` are different now."""
+        weights = [weight for network in networks for weight in network.parameters()]
+        state = (*also, *((weight.data_ptr(), _version(weight)) for weight in weights))
         if self._made is None or self._state != state:
             self._made, self._state = make(), state
         return self._made
@@ -29,3 +30,8 @@ class Kept(Generic[Made]):
 
     def __reduce__(self) -> tuple[type[Kept[Made]], tuple[()]]:
         return Kept, ()
+
+
+def _version(weight: Tensor) -> int:
+    """How often a tensor was written to; those made in inference mode do not say, and are read only."""
+    return 0 if weight.is_inference() else weight._version

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smalti.device import full_precision, product, product_dtype
@@ -38,12 +38,14 @@ class Modulations(NamedTuple):
 class Sweep:
     """Reads all tokens of every row at once, each seeing all others, under a condition for each row.
 
-    positions: (T, axes), the same for all rows. The weights are taken as they are now. Raises ValueError on a
-    transformer that was not made for conditions.
+    positions: (T, axes), the same for all rows. head: a product that follows, without a bias. The weights are taken as
+    they are now. Raises ValueError on a transformer that was not made for conditions.
     """
 
     @torch.no_grad()
-    def __init__(self, network: Transformer, positions: Tensor, dtype: torch.dtype) -> None:
+    def __init__(
+        self, network: Transformer, positions: Tensor, dtype: torch.dtype, head: nn.Linear | None = None
+    ) -> None:
         if not hasattr(network, "modulation"):
             raise ValueError("a sweep is for a transformer that was made with conditioned=True")
         blocks = [cast(Block, block) for block in network.blocks]
@@ -55,6 +57,7 @@ class Sweep:
         norms = [torch.stack([block.attention_norm.weight, block.mlp_norm.weight]) for block in blocks]
         self.norms = torch.stack(norms).unsqueeze(2) * length  # (L, 2, 1, width)
         self.last_norm = network.norm.weight * length
+        self.head = product(head.weight, dtype) if head is not None else None
         self._last: tuple[Tensor, Modulations] | None = None
 
     def modulated(self, condition: Tensor) -> Modulations:
@@ -71,14 +74,15 @@ class Sweep:
         shift, scale, gate = each.transpose(1, 2).unbind(3)
         last_shift, last_scale = of_norm.unbind(1)
         scale, last_scale = (1 + scale) * self.norms, (1 + last_scale) * self.last_norm
-        shift, scale, last_shift, last_scale = (each.to(self.dtype) for each in (shift, scale, last_shift, last_scale))
         return Modulations(shift, scale, gate, last_shift, last_scale)
 
     def __call__(self, x: Tensor, modulations: Modulations) -> Tensor:
-        """(B, T, width) -> (B, T, width), normalised, in the dtype of products."""
+        """(B, T, width) -> what the head says of them (B, T, …), in the dtype of products; without a head themselves,
+        normalised."""
         most = max(1, AT_ONCE // x.shape[1])
         parts = range(0, len(x), most)
-        read = [self._read(x[i : i + most], modulations.rows(i, i + most)) for i in parts]
+        with full_precision(x.device):  # products have their dtype already, and attention has its own
+            read = [self._read(x[i : i + most], modulations.rows(i, i + most)) for i in parts]
         return read[0] if len(read) == 1 else torch.cat(read)
 
     def _read(self, x: Tensor, modulations: Modulations) -> Tensor:
@@ -88,7 +92,8 @@ class Sweep:
             x = torch.addcmul(x, gate[0], self._attention(layer, self._normed(x, shift[0], scale[0])))
             opened, up = layer.gate_up(self._normed(x, shift[1], scale[1])).chunk(2, -1)
             x = torch.addcmul(x, gate[1], layer.down(F.silu(opened).mul_(up)).float())
-        return self._normed(x, modulations.last_shift, modulations.last_scale).transpose(0, 1)
+        x = self._normed(x, modulations.last_shift, modulations.last_scale)
+        return (x if self.head is None else self.head(x)).transpose(0, 1)
 
     def _attention(self, layer: _Layer, x: Tensor) -> Tensor:
         """(T, B, width) -> (T, B, width) fp32. Between the products it runs in fp32, which is as quick for so few."""
@@ -99,12 +104,12 @@ class Sweep:
         torch.view_as_complex(query_key.unflatten(-1, (-1, 2))).mul_(self.turns)
         q, k, v = qkv.transpose(0, 1).unbind(2)
         read = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v)  # (B * H, T, D)
-        read = read.transpose(0, 1).to(self.dtype).reshape(length, rows, -1)
-        return layer.out(read).float()
+        low = torch.empty(length, rows, x.shape[-1], dtype=self.dtype, device=x.device)
+        low.view(read.transpose(0, 1).shape).copy_(read.transpose(0, 1))
+        return layer.out(low).float()
 
     def _normed(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        normed = (x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)).to(self.dtype)
-        return torch.addcmul(shift, normed, scale)
+        return torch.addcmul(shift, x / torch.linalg.vector_norm(x, dim=-1, keepdim=True), scale).to(self.dtype)
 
 
 class _Layer:
@@ -125,9 +130,10 @@ class Sweeps:
     def __init__(self) -> None:
         self._kept = Kept[Sweep]()
 
-    def of(self, network: Transformer, positions: Tensor) -> Sweep | None:
+    def of(self, network: Transformer, positions: Tensor, head: nn.Linear | None = None) -> Sweep | None:
         """None where the network itself is the quicker: on what is not a processor, it has attention in one piece."""
         if positions.device.type != "cpu":
             return None
         dtype = product_dtype(positions.device)
-        return self._kept.of(network, lambda: Sweep(network, positions, dtype), dtype)
+        weights = [network] if head is None else [network, head]
+        return self._kept.of(weights, lambda: Sweep(network, positions, dtype, head), dtype)

@@ -230,7 +230,7 @@ class Autoregressive(CodeModel):
 
     def _stepper(self, dtype: torch.dtype, rows: int) -> Stepper:
         """A stepper at its start. The last one is kept, with the memory it took, until the weights or rows change."""
-        folded = self._folded.of(self.network, lambda: Folded(self.network, self.positions, dtype), dtype)
+        folded = self._folded.of([self.network], lambda: Folded(self.network, self.positions, dtype), dtype)
         if self._last is None or self._last.folded is not folded or self._last.rows != rows:
             self._last = Stepper(folded, rows)
         return self._last.restart()

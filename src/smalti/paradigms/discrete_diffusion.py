@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal
@@ -39,7 +40,7 @@ from smalti.tokenizers.bottlenecks import Moment
 TIME, WHERE, WHAT, WHICH, ORDER = 20, 21, 22, 23, 24  # streams of random numbers
 BOUND_STEPS = 100  # of the reverse process that the bound on the likelihood is taken over
 
-ScheduleName = Literal["linear", "cosine", "arccos"]
+ScheduleName = Literal["linear", "sqrt", "cosine", "arccos"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ SCHEMES = {
 # r(t): the share that is noised
 SCHEDULES: dict[ScheduleName, Callable[[Tensor], Tensor]] = {
     "linear": lambda t: t,
+    "sqrt": lambda t: t.sqrt(),
     "cosine": lambda t: (math.pi / 2 * t).sin(),
     "arccos": lambda t: 2 / math.pi * (1 - t).clamp(-1, 1).arccos(),
 }
@@ -81,7 +83,7 @@ class DiscreteDiffusionOptions(ChoiceConfig, GuidanceConfig):
     """How to sample, in `steps` passes of the network. Steps, temperature, guidance: None takes what suits the scheme.
 
     `schedule`, of masked codes that are shown in an order: how many are left at each share of the way; None takes that
-    of training. A straight one leaves the fewest for the last step, where they are all drawn at once.
+    of training. The slower the beginning, the surer the first codes; the more are left to be drawn at once at the end.
     `order`, of masked codes: by `confidence`, the surest first, with Gumbel noise of scale `order_noise` that fades
     out (MaskGIT); by `halton`, a fixed order that spreads over the grid (Besnier et al. 2025, arXiv 2503.17076); by
     `chance`, the exact reverse of the noising. Other schemes know only the last.
@@ -209,7 +211,7 @@ class DiscreteDiffusion(CodeModel):
         condition = self.label(labels) + (self.time(t) if self.scheme.timed else 0)
         x = self.embed(noised) + self.place
         if sweep is not None:
-            return self.head(sweep(x, sweep.modulated(condition)))
+            return sweep(x, sweep.modulated(condition))
         return self.head(self.network(x, self.positions, "full", condition=condition))
 
     # --- training -----------------------------------------------------------------------------------------------------
@@ -388,8 +390,8 @@ class _Way:
         """Codes (n, T) made clean, those under `keep` as they are. `level` is the share that is noised, 1 for all."""
         scheme = self.model.scheme
         model = self.model
-        self.sweep = model.sweeps.of(model.network, model.positions)
-        with autocast(self.device), weights_ready(model.head if self.sweep else model.network.blocks):
+        self.sweep = model.sweeps.of(model.network, model.positions, model.head)
+        with autocast(self.device), nullcontext() if self.sweep else weights_ready(model.network.blocks):
             if scheme.step_back:
                 return self._settled(x, keep, round(self.options.warm * level))
             if scheme.masks == 1 and self.options.order != "chance":
@@ -458,6 +460,7 @@ class _Way:
         """The time at which so large a share is noised."""
         inverse = {
             "linear": lambda r: r,
+            "sqrt": lambda r: r**2,
             "cosine": lambda r: 2 / math.pi * math.asin(r),
             "arccos": lambda r: 1 - math.cos(math.pi / 2 * r),
         }

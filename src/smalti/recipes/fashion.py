@@ -127,7 +127,7 @@ def fashion() -> Recipe:
 
 
 def fashion_masked() -> Recipe:
-    """The same codes unmasked in 12 passes, spread over the grid, instead of written one by one.
+    """The same codes unmasked in 7 passes, spread over the grid, instead of written one by one.
 
     smalti train fashion-masked
     data: fashion-mnist
@@ -138,7 +138,8 @@ def fashion_masked() -> Recipe:
         **{
             "name": "fashion-masked",
             "paradigm.kind": "discrete-diffusion",
-            "paradigm.sampling.schedule": "linear",
+            "paradigm.sampling.steps": 7,
+            "paradigm.sampling.schedule": "sqrt",
             "paradigm.sampling.order": "halton",
             "paradigm.sampling.temperature": 0.95,
             "paradigm.sampling.guidance": 2.0,
