@@ -4,8 +4,9 @@ Every recipe `fashion…` trains as it is, but for its length: as many steps as 
 steps, taken for all of them first; so every learning rate comes to its end, and what else the machine does later takes
 nothing from anyone. All that read codes share one tokenizer; it and the VAE are trained before and do not count.
 
-Judged by `smalti evaluate`. Then 100 pictures are drawn one at a time and 64 at a time, with the options of each
-recipe. At the end the same two diffusion transformers draw in 10, 25 and 1,000 steps, without guidance.
+Judged by `smalti evaluate`. Then 100 pictures are drawn 64 at a time, and 20 one at a time, whose time counts five
+times, with the options of each recipe. At the end the same two diffusion transformers draw in 10, 25 and 1,000 steps,
+without guidance.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from common import PACE, RESULTS, arguments, kept, median_seconds, pace, steps_i
 from smalti.config import changed
 from smalti.evaluation.evaluate import evaluate
 from smalti.model import Generator, load
-from smalti.recipe import Recipe
+from smalti.recipe import Recipe, read
 from smalti.recipes import recipe as named
 from smalti.runs import resume, train
 
@@ -62,7 +63,9 @@ def paced(trial: Callable[[], Recipe], folder: Path) -> float:
 
 
 def train_or_go_on(recipe: Recipe, run: Path) -> bool:
-    """Train into a run folder, or on to the end of what is there."""
+    """Train into a run folder, or on to the end of what is there. Exits where that was made by another recipe."""
+    if (run / "recipe.json").exists() and read(run / "recipe.json") != recipe:
+        raise SystemExit(f"{run} and its figures are of another recipe than {recipe.name} is now: move them away")
     done = resume(run) if (run / "recipe.json").exists() else train(recipe, out=run)
     return done.finished
 

@@ -526,6 +526,22 @@ def test_guidance_without_labels_is_refused_where_it_was_asked_for(kind):
     # a recipe that guides goes on folders without labels too, and then nobody has asked
     recipe_guides = other_kind(KINDS[kind].model_copy(update={"sampling": guided}), labels=())
     assert len(recipe_guides.draw(1, options=recipe_guides.options)) == 1
+    if kind == "discrete-diffusion":  # its guidance may be left to the scheme
+        assert len(recipe_guides.draw(1, options=guided.model_copy(update={"guidance": None}))) == 1
+
+
+@kinds
+def test_known_examples_are_as_many_as_are_drawn(kind):
+    model = other_kind(KINDS[kind])
+    known = torch.zeros(3, *model.shape, dtype=torch.int64 if model.reads == "codes" else torch.float32)
+    for n in (2, 4):
+        with pytest.raises(UserError, match=f"for {n} samples; got 3"):
+            model.draw(n, known=known, mask=known > 0)
+
+
+def test_of_no_pictures_there_are_no_variations():
+    none = torch.zeros(0, SIGNAL.channels, *SIGNAL.shape)
+    assert other_kind(KINDS["diffusion"]).vary(none, 0.5).shape == none.shape
 
 
 @kinds

@@ -306,7 +306,7 @@ def sample(
     """
     from smalti.evaluation.best import bests
     from smalti.model import Tokenizer, load
-    from smalti.sampling.animate import animate_samples
+    from smalti.sampling.animate import animate_samples, animation_kind
     from smalti.sampling.files import drawing, write_samples
 
     model = load(run, device)
@@ -331,8 +331,10 @@ def sample(
         ids = generator.label_ids(label, 1)
         label = None if ids is None else generator.labels[int(ids)]  # as the model writes it
         told = {"smalti:options": options.model_dump_json()}
-        if best_of is not None and animate is not None:
-            raise UserError("--animate shows how samples come about, not which are kept; leave --best-of out")
+        if animate is not None:
+            animation_kind(animate)  # before anything is drawn for nothing
+            if best_of is not None:
+                raise UserError("--animate shows how samples come about, not which are kept; leave --best-of out")
         with drawing(n * (best_of or 1)) as line:
             if best_of is None:
                 drawn = generator.samples(n, label, seed, options, line.told)

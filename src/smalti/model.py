@@ -274,6 +274,9 @@ class Generator(Model):
         batch = self.at_once if batch is None else batch
         if n < 0 or batch < 1:
             raise UserError(f"cannot draw {n} samples; ask for 1 or more")
+        for given in (known, mask):
+            if given is not None and len(given) != n:
+                raise UserError(f"known examples and their mask are for {n} samples; got {len(given)}")
         self._check_guidance(options)
         ids = self.label_ids(condition, n)
         for start in range(0, n, batch):
@@ -307,6 +310,8 @@ class Generator(Model):
             )
         self._check_guidance(options)
         ids, parts = self.label_ids(condition, len(x)), []
+        if not len(x):
+            return x
         for start in range(0, len(x), self.at_once):
             rows = slice(start, min(len(x), start + self.at_once))
             some, told = None if ids is None else ids[rows], in_all(progress, rows, len(x))
@@ -340,7 +345,7 @@ class Generator(Model):
         That of the recipe was asked for by nobody who samples.
         """
         asked = getattr(options, "guidance", 1.0)
-        if asked not in (1, getattr(self.options, "guidance", 1.0)) and not self.labels:
+        if asked not in (None, 1, getattr(self.options, "guidance", 1.0)) and not self.labels:
             raise UserError(f"guidance {asked:g} on a model that was trained without labels; leave it out")
 
     def label_ids(self, condition: Labels, n: int) -> Tensor | None:

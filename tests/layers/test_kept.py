@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from smalti.layers.kept import Kept
+from smalti.training.ema import WeightAverage
 
 
 def test_what_was_made_is_kept_until_weights_or_settings_change():
@@ -26,6 +27,15 @@ def test_what_was_made_is_kept_until_weights_or_settings_change():
     network.weight = nn.Parameter(torch.zeros(2, 2))
     assert ask("b") == 5
     assert copy.deepcopy(kept).of([network, other], lambda: 0, "b") == 0
+
+
+def test_averaged_weights_are_noticed():
+    average = WeightAverage(nn.Linear(2, 2), 0.9)
+    kept, made = Kept[int](), []
+    for number in (1, 2):
+        average.update(nn.Linear(2, 2))
+        for _ in range(2):
+            assert kept.of([average.module], lambda: made.append(1) or len(made)) == number
 
 
 def test_weights_made_in_inference_mode_are_kept_too():

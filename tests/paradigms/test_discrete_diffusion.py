@@ -199,6 +199,13 @@ def test_only_what_is_hidden_counts_in_the_loss_of_masks(monkeypatch):
     assert 0.2 < hidden[0].float().mean() < 0.8
 
 
+def test_more_steps_than_codes_are_refused_before_training():
+    config = DiscreteDiffusionConfig(sampling=DiscreteDiffusionOptions(steps=7))
+    spec = CodeSpec(codebooks=1, grid=(2, 3), size=7)
+    with pytest.raises(UserError, match="7 steps are more than the 6 codes"):
+        config.build(SMALL, Examples(signal=SignalSpec(channels=1, shape=(8, 8)), codes=spec), 10)
+
+
 def test_the_step_back_is_known_as_simulation_finds_it():
     """Clean code, a share made random, a further share made random: what was in between, given both ends."""
     spec = CodeSpec(codebooks=1, grid=(2000,), size=4)
@@ -220,15 +227,18 @@ def test_the_simple_scheme_is_warm_before_it_settles(monkeypatch):
     monkeypatch.setattr(
         discrete_diffusion, "choose", lambda *given: taken.append(given[2].temperature) or choose(*given)
     )
-    model.sample(2, options=DiscreteDiffusionOptions(steps=5, warm=3, rest=9))
-    assert taken == [1, 1, 1, 0.7, 0.7]
+    model.sample(2, options=DiscreteDiffusionOptions(steps=6, warm=2, rest=9))
+    assert taken == [1, 1, 0.7, 0.7, 0.7, 0.7]
+    taken.clear()
+    model.sample(2, options=DiscreteDiffusionOptions(steps=4, temperature=0.3, rest=9))
+    assert taken == [1, 1, 0.3, 0.3]  # half of them at most
     taken.clear()
     model.sample(2, options=DiscreteDiffusionOptions(steps=3, warm=2, temperature=0, rest=9))
     assert taken == [0, 0, 0]  # nothing is left to chance
     taken.clear()
     codes = codes_of(SPECS["one codebook"], 2)
-    model.vary(codes, 0.5, options=DiscreteDiffusionOptions(steps=4, warm=4, temperature=0.5, rest=9))
-    assert taken == [1, 1, 0.5, 0.5]
+    model.vary(codes, 0.5, options=DiscreteDiffusionOptions(steps=5, warm=4, temperature=0.5, rest=9))
+    assert taken == [1, 1, 0.5, 0.5, 0.5]
 
 
 def test_the_simple_scheme_learns_one_step_back(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 Made = TypeVar("Made")
@@ -20,7 +21,11 @@ class Kept(Generic[Made]):
     def of(self, networks: Sequence[nn.Module], make: Callable[[], Made], *also: Hashable) -> Made:
         """What `make` gives, from before if neither the networks' weights nor `also` are different now."""
         weights = [weight for network in networks for weight in network.parameters()]
-        state = (*also, *((weight.data_ptr(), _version(weight)) for weight in weights))
+        state = (
+            *also,
+            torch.is_inference_mode_enabled(),
+            *((weight.data_ptr(), _version(weight)) for weight in weights),
+        )
         if self._made is None or self._state != state:
             self._made, self._state = make(), state
         return self._made

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smalti.device import full_precision, product, product_dtype
+from smalti.layers.attention import WRITTEN_OUT
 from smalti.layers.kept import Kept
 from smalti.layers.paired import paired_norm, paired_qkv, paired_turns
 from smalti.layers.transformer import Block, Transformer
@@ -61,10 +62,11 @@ class Sweep:
         self._last: tuple[Tensor, Modulations] | None = None
 
     def modulated(self, condition: Tensor) -> Modulations:
-        """What a condition (B, width) does in every block. The last is kept: untold of the time, it stays the same."""
-        if self._last is None or not torch.equal(self._last[0], condition):
-            self._last = condition, self._modulated(condition)
-        return self._last[1]
+        """What a condition (B, width) does in every block. The last is kept: where time is not told, it stays."""
+        last = self._last
+        if last is None or not torch.equal(last[0], condition):
+            self._last = last = condition, self._modulated(condition)
+        return last[1]
 
     def _modulated(self, condition: Tensor) -> Modulations:
         with full_precision(condition.device):
@@ -78,7 +80,7 @@ class Sweep:
 
     def __call__(self, x: Tensor, modulations: Modulations) -> Tensor:
         """(B, T, width) -> what the head says of them (B, T, …), in the dtype of products; without a head themselves,
-        normalised."""
+        normalised, in fp32."""
         most = max(1, AT_ONCE // x.shape[1])
         parts = range(0, len(x), most)
         with full_precision(x.device):  # products have their dtype already, and attention has its own
@@ -89,11 +91,13 @@ class Sweep:
         x = x.float().transpose(0, 1).contiguous()  # (T, B, width)
         each = (of_all.unbind(0) for of_all in modulations[:3])
         for layer, shift, scale, gate in zip(self.layers, *each, strict=True):
-            x = torch.addcmul(x, gate[0], self._attention(layer, self._normed(x, shift[0], scale[0])))
-            opened, up = layer.gate_up(self._normed(x, shift[1], scale[1])).chunk(2, -1)
+            normed = self._normed(x, shift[0], scale[0]).to(self.dtype)
+            x = torch.addcmul(x, gate[0], self._attention(layer, normed))
+            normed = self._normed(x, shift[1], scale[1]).to(self.dtype)
+            opened, up = layer.gate_up(normed).chunk(2, -1)
             x = torch.addcmul(x, gate[1], layer.down(F.silu(opened).mul_(up)).float())
         x = self._normed(x, modulations.last_shift, modulations.last_scale)
-        return (x if self.head is None else self.head(x)).transpose(0, 1)
+        return (x if self.head is None else self.head(x.to(self.dtype))).transpose(0, 1)
 
     def _attention(self, layer: _Layer, x: Tensor) -> Tensor:
         """(T, B, width) -> (T, B, width) fp32. Between the products it runs in fp32, which is as quick for so few."""
@@ -109,7 +113,7 @@ class Sweep:
         return layer.out(low).float()
 
     def _normed(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return torch.addcmul(shift, x / torch.linalg.vector_norm(x, dim=-1, keepdim=True), scale).to(self.dtype)
+        return torch.addcmul(shift, x / torch.linalg.vector_norm(x, dim=-1, keepdim=True), scale)
 
 
 class _Layer:
@@ -131,8 +135,9 @@ class Sweeps:
         self._kept = Kept[Sweep]()
 
     def of(self, network: Transformer, positions: Tensor, head: nn.Linear | None = None) -> Sweep | None:
-        """None where the network itself is the quicker: on what is not a processor, it has attention in one piece."""
-        if positions.device.type != "cpu":
+        """None where the network itself is the better: off the processor, and where scores of all tokens with all are
+        too many to be held, it has attention in one piece."""
+        if positions.device.type != "cpu" or len(positions) ** 2 > WRITTEN_OUT:
             return None
         dtype = product_dtype(positions.device)
         weights = [network] if head is None else [network, head]

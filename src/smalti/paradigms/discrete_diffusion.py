@@ -89,7 +89,8 @@ class DiscreteDiffusionOptions(ChoiceConfig, GuidanceConfig):
     `chance`, the exact reverse of the noising. Other schemes know only the last.
     The scheme `simple` stops where `rest` steps on end have changed nothing; `steps` is then the most it takes. The
     lower the temperature, the sooner it settles, and the less has changed by then: where most is noise the likeliest is
-    that a code stays. So unless it is 0 the first `warm` steps are drawn at 1, not to settle on the noise itself.
+    that a code stays. So unless it is 0 the first `warm` steps, at most half of all, are drawn at 1, not to settle on
+    the noise itself.
     """
 
     steps: int | None = Field(None, ge=1, le=10_000)
@@ -137,6 +138,7 @@ class DiscreteDiffusionConfig(Config):
                 "discrete diffusion needs codes, and this tokenizer has none: choose one with a codebook, or paradigm"
                 " diffusion"
             )
+        self.sampling.for_codes(SCHEMES[self.scheme], examples.codes.length)  # too many steps are told before training
         return DiscreteDiffusion(self, model, examples.codes, len(examples.labels))
 
 
@@ -247,8 +249,8 @@ class DiscreteDiffusion(CodeModel):
     def _step_back(self, clean: Tensor, noised: Tensor, t: Tensor) -> Tensor:
         """How likely each code was before the further share became random: (B, K, T).
 
-        Given what was clean, that is known exactly; learnt from it instead of from the code that chance had it be, the
-        step is the same and its gradient far less noisy.
+        Given what was clean, that is known (but for the one code that always is noised); learnt from it instead of from
+        the code that chance had it be, the step is the same and its gradient far less noisy.
         """
         before = self.noise(t)
         after = Noise(before.keep * (1 - self.config.further), before.mask, before.size)
@@ -393,7 +395,7 @@ class _Way:
         self.sweep = model.sweeps.of(model.network, model.positions, model.head)
         with autocast(self.device), nullcontext() if self.sweep else weights_ready(model.network.blocks):
             if scheme.step_back:
-                return self._settled(x, keep, round(self.options.warm * level))
+                return self._settled(x, keep, min(round(self.options.warm * level), self.steps // 2))
             if scheme.masks == 1 and self.options.order != "chance":
                 return self._unmasked(x, keep)
             return self._reversed(x, keep, level)

@@ -132,7 +132,7 @@ def fashion_masked() -> Recipe:
     smalti train fashion-masked
     data: fashion-mnist
     time: 12 min on two cores that multiply bf16 in tiles, tokenizer and report included
-    result: label accuracy 0.905 (real 0.906), coverage 0.888 (real 0.979), Fréchet distance 0.46 (real 0.15)
+    result: label accuracy 0.922 (real 0.906), coverage 0.889 (real 0.979), Fréchet distance 0.43 (real 0.15)
     """
     return fashion().changed(
         **{
@@ -172,6 +172,8 @@ def fashion_vq_diffusion() -> Recipe:
 
     smalti train fashion-vq-diffusion
     data: fashion-mnist
+    time: 14 min on two cores that multiply bf16 in tiles, tokenizer and report included
+    result: label accuracy 0.887 (real 0.906), coverage 0.846 (real 0.979), Fréchet distance 0.62 (real 0.15)
     """
     return fashion_uniform().changed(**{"name": "fashion-vq-diffusion", "paradigm.scheme": "mask-and-replace"})
 
@@ -181,8 +183,8 @@ def fashion_simple_diffusion() -> Recipe:
 
     smalti train fashion-simple-diffusion
     data: fashion-mnist
-    time: 16 min on two cores that multiply bf16 in tiles, tokenizer and report included
-    result: label accuracy 0.469 (real 0.906), coverage 0.294 (real 0.979), Fréchet distance 6.4 (real 0.15)
+    time: 14 min on two cores that multiply bf16 in tiles, tokenizer and report included
+    result: label accuracy 0.883 (real 0.906), coverage 0.843 (real 0.979), Fréchet distance 1.10 (real 0.15)
     """
     return fashion().changed(
         **{
@@ -199,7 +201,7 @@ def fashion_dit() -> Recipe:
     smalti train fashion-dit
     data: fashion-mnist
     time: 11 min on two cores that multiply bf16 in tiles, report included
-    result: label accuracy 0.856 (real 0.906), coverage 0.883 (real 0.979), Fréchet distance 0.43 (real 0.15)
+    result: label accuracy 0.854 (real 0.906), coverage 0.880 (real 0.979), Fréchet distance 0.43 (real 0.15)
     """
     return Recipe(
         name="fashion-dit",
@@ -241,6 +243,8 @@ def fashion_latent_dit() -> Recipe:
 
     smalti train fashion-latent-dit
     data: fashion-mnist
+    time: 11 min on two cores that multiply bf16 in tiles, tokenizer and report included
+    result: label accuracy 0.923 (real 0.906), coverage 0.932 (real 0.979), Fréchet distance 0.38 (real 0.15)
     """
     vae = fashion_tokenizer()
     latent = vae.model.model_copy(update={"bottleneck": KLConfig(dim=8, weight=1e-4)})

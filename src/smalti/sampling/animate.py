@@ -51,9 +51,7 @@ def animate_samples(
 
     Raises UserError on a name that ends otherwise.
     """
-    kind = path.suffix.lower()
-    if kind not in (".gif", ".png"):
-        raise UserError(f"{path}: an animation is a GIF or a strip in a PNG, so the name must end in .gif or .png")
+    kind = animation_kind(path)
     way: list[Tensor] = []
     generator.draw(n, condition, seed=seed, options=options, trajectory=way, progress=progress)
     chosen = _spread(len(way), IN_A_STRIP if kind == ".png" else MOST)
@@ -65,6 +63,14 @@ def animate_samples(
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _enlarged(sheet, frames.shape[-1]).save(path, optimize=True)
+
+
+def animation_kind(path: Path) -> str:
+    """`.gif` or `.png`. Raises UserError on a name that ends otherwise."""
+    kind = path.suffix.lower()
+    if kind not in (".gif", ".png"):
+        raise UserError(f"{path}: an animation is a GIF or a strip in a PNG, so the name must end in .gif or .png")
+    return kind
 
 
 def _spread(length: int, most: int) -> list[int]:

@@ -6,7 +6,7 @@ import copy
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Averaged = TypeVar("Averaged", bound=nn.Module)
 
@@ -28,7 +28,7 @@ class WeightAverage(Generic[Averaged]):
     def update(self, module: Averaged) -> None:
         self.updates += 1
         fresh = max(1 - self.cap, (1 + self.updates) ** (-2 / 3))
-        ours, theirs = ([p.data for p in each.parameters()] for each in (self.module, module))
-        torch._foreach_lerp_(ours, theirs, fresh)
+        ours: list[Tensor] = list(self.module.parameters())  # themselves, so that each counts how often it was written
+        torch._foreach_lerp_(ours, list[Tensor](module.parameters()), fresh)
         for kept, now in zip(self.module.buffers(), module.buffers(), strict=True):
             kept.copy_(now)
