@@ -2,7 +2,7 @@
 
 12 layers of width 384 and 6 heads over 64 tokens, a batch of 16, products in the precision this machine likes best.
 A training step is forward and backward of a squared error, the optimizer apart; sampling is one forward without
-gradients, ours with its weights cast once for the whole way, as our sampler does. The limit takes the matrix products
+gradients, ours by what our sampler prepares once for the whole way. The limit takes the matrix products
 of the blocks by themselves, in the same precision and shapes.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from common import arguments, median_seconds, table, write
 from smalti.config import Examples, SignalSpec
-from smalti.device import autocast, pick_device, product_dtype, weights_ready
+from smalti.device import autocast, pick_device, product_dtype
 from smalti.layers.transformer import TransformerConfig
 from smalti.paradigms.diffusion import Diffusion, DiffusionConfig
 
@@ -34,8 +33,8 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
     return x, t, labels
 
 
-def ours() -> tuple[nn.Module, Callable[[], Tensor]]:
-    """The paradigm's network, as recipes use it."""
+def ours(sampling: bool) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """The paradigm's network, as recipes use it in training or in sampling."""
     signal = SignalSpec(channels=CHANNELS, shape=(SIDE, SIDE))
     network = TransformerConfig(layers=LAYERS, width=WIDTH, heads=HEADS, dropout=0.0)
     examples = Examples(signal=signal, labels=tuple(map(str, range(CLASSES))))
@@ -43,11 +42,12 @@ def ours() -> tuple[nn.Module, Callable[[], Tensor]]:
     assert isinstance(model, Diffusion)
     _alive(model)
     x, t, labels = inputs()
-    return model, lambda: model(x, t, labels)[0]
+    sweep = model.sweeps.of(model.network, model.positions) if sampling else None
+    return model, lambda: model(x, t, labels, sweep)[0]
 
 
-def theirs() -> tuple[nn.Module, Callable[[], Tensor]]:
-    """diffusers' model of the same size."""
+def theirs(sampling: bool) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """diffusers' model of the same size, the same for both."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from diffusers import DiTTransformer2DModel
@@ -121,12 +121,8 @@ def main() -> None:
     for what, arranged in (("training step", trained), ("forward while sampling", sampled)):
         seconds = {}
         for name, made in (("ours", ours), ("diffusers", theirs)):
-            network, forward = made()
-            with ExitStack() as stack:
-                if arranged is sampled and name == "ours":
-                    stack.enter_context(autocast(device))
-                    stack.enter_context(weights_ready(network.network.blocks))  # type: ignore[arg-type, union-attr]
-                seconds[name] = median_seconds(arranged(network, forward, device), repeats, warm_up=3)
+            network, forward = made(arranged is sampled)
+            seconds[name] = median_seconds(arranged(network, forward, device), repeats, warm_up=3)
         limit = median_seconds(products(device, arranged is trained), repeats, warm_up=3)
         rows.append(
             {

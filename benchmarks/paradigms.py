@@ -37,10 +37,15 @@ RECIPES = (
     "fashion-flow",
     "fashion-latent-dit",
 )
-# run -> ways of sampling it, without guidance
+# run -> ways of sampling it, without guidance: solver, steps, and how much noise is added on the way
 WAYS = {
-    "fashion-dit": [("ddpm", 1000), ("ddim", 25), ("ddim", 10), ("dpm-solver-2m", 25), ("dpm-solver-2m", 10)],
-    "fashion-flow": [("euler", 25), ("heun", 25), ("euler", 10), ("heun", 10)],
+    "fashion-dit": [
+        *[("ddpm", 1000, 0.0), ("ddim", 25, 0.0), ("ddim", 25, 0.75), ("ddim", 10, 0.0)],
+        *[("dpm-solver-2m", 25, 0.0), ("dpm-solver-2m", 10, 0.0)],
+    ],
+    "fashion-flow": [
+        *[("euler", 25, 0.0), ("ddim", 25, 0.5), ("heun", 25, 0.0), ("euler", 10, 0.0), ("heun", 10, 0.0)],
+    ],
 }
 DRAWN = 100  # pictures that are timed
 ONE_BY_ONE = 20  # of them where they are drawn singly, and the time taken times five
@@ -100,10 +105,10 @@ def _loaded(run: Path) -> tuple[Generator, list[int]]:
     return model, [i % len(model.labels) for i in range(DRAWN)]
 
 
-def drawn_by(folder: Path, name: str, solver: str, steps: int, n: int) -> dict[str, Any]:
+def drawn_by(folder: Path, name: str, n: int, **way: object) -> dict[str, Any]:
     """The figures of one way of sampling."""
     model, _ = _loaded(folder / name)
-    return evaluate(model, samples=n, options=changed(model.options, {"solver": solver, "steps": steps, "guidance": 1}))
+    return evaluate(model, samples=n, options=changed(model.options, {"guidance": 1, **way}))
 
 
 def row(name: str, figures: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
@@ -137,10 +142,10 @@ def table_of_ways(folder: Path, names: Sequence[str], parts: Path, options: argp
     """The same networks by other solvers and in other numbers of steps."""
     ways, n = [], 100 if options.quick else 1000
     for name in [name for name in names if name in WAYS]:
-        for solver, steps in WAYS[name]:
-            draw = partial(drawn_by, folder, name, solver, 20 if options.quick else steps, n)
-            figures = kept(parts / f"way-{folder.name}-{name}-{solver}-{steps}.json", draw)
-            ways.append({"recipe": name, "solver": solver, "steps": steps, **figures["samples"]})
+        for solver, steps, eta in WAYS[name]:
+            draw = partial(drawn_by, folder, name, n, solver=solver, steps=20 if options.quick else steps, eta=eta)
+            figures = kept(parts / f"way-{folder.name}-{name}-{solver}-{steps}-{eta:g}.json", draw)
+            ways.append({"recipe": name, "solver": solver, "steps": steps, "eta": eta, **figures["samples"]})
     if ways:
         table(f"without guidance, n = {n}, seed 0", ways)
     return ways

@@ -127,14 +127,16 @@ def emoji_dit() -> Recipe:
     smalti train emoji-dit
     data: emoji
     """
-    return _drawn_as(fashion_latent_dit(), emoji_vae(), "emoji-dit").changed(**{"paradigm.sampling.guidance": 2.0})
+    return _drawn_as(fashion_latent_dit(), emoji_vae(), "emoji-dit").changed(
+        **{"training.steps": 600, "paradigm.sampling.guidance": 2.0}
+    )
 
 
 def _drawn_as(recipe: Recipe, tokenizer: Recipe, name: str) -> Recipe:
     """A recipe for clothes with what emoji need. So few drawings are soon known by heart: there is much dropout, and
     eight codings of each, mirrored and shifted."""
     return recipe.model_copy(update={"name": name, "data": EMOJI, "tokenizer": tokenizer}).changed(
-        **{"model.dropout": 0.2, "training.steps": 600, "training.validate_every": 100, "training.variants": 8}
+        **{"model.dropout": 0.2, "training.steps": 400, "training.validate_every": 100, "training.variants": 8}
     )
 
 
