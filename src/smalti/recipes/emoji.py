@@ -108,6 +108,8 @@ def emoji_ar() -> Recipe:
 
     smalti train emoji-ar
     data: emoji
+    time: 16 min on two cores that multiply bf16 in tiles, tokenizer and report included
+    result: label accuracy 0.76 (real 0.76), coverage 0.60 (real 0.97), Fréchet distance 5.7 (real 1.2)
     """
     return _drawn_as(fashion(), emoji_tokenizer(), "emoji-ar").changed(**{"paradigm.sampling.guidance": 1.5})
 
@@ -117,6 +119,8 @@ def emoji_masked() -> Recipe:
 
     smalti train emoji-masked
     data: emoji
+    time: 16 min on two cores that multiply bf16 in tiles, tokenizer and report included
+    result: label accuracy 0.72 (real 0.76), coverage 0.61 (real 0.97), Fréchet distance 4.2 (real 1.2)
     """
     return _drawn_as(fashion_masked(), emoji_tokenizer(), "emoji-masked").changed(**{"paradigm.sampling.steps": 8})
 
@@ -126,6 +130,8 @@ def emoji_dit() -> Recipe:
 
     smalti train emoji-dit
     data: emoji
+    time: 18 min on two cores that multiply bf16 in tiles, tokenizer and report included
+    result: label accuracy 0.77 (real 0.76), coverage 0.55 (real 0.97), Fréchet distance 4.8 (real 1.2)
     """
     return _drawn_as(fashion_latent_dit(), emoji_vae(), "emoji-dit").changed(
         **{"training.steps": 600, "paradigm.sampling.guidance": 2.0}
