@@ -594,3 +594,10 @@ def test_more_than_a_few_broken(smalti, tiny):
     assert told.status == 2
     assert "of 20 pictures are broken" in told.err.splitlines()[-1]
     assert not Path("c.safetensors").exists()
+
+
+def test_a_wrong_ending_of_an_animation_is_told_before_anything_is_drawn(smalti, tiny):
+    told = smalti("sample", tiny.run, "--n", 2, "--animate", "way.mp4", "--out", "never", "--device", "cpu")
+    assert told.status == 2
+    assert "must end in .gif or .png" in told.err
+    assert not Path("never").exists()

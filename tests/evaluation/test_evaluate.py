@@ -183,6 +183,14 @@ def test_distances_are_root_mean_squares(noise):
     assert copying(zero, brighter, flat)["median_distance"] == pytest.approx(1)
 
 
+def test_figures_are_taken_on_all_of_the_data(tiny):
+    model = load(tiny.run, "cpu")
+    few = model.recipe.data.model_copy(update={"most": 3})
+    model.recipe = model.recipe.model_copy(update={"data": few})
+    source, held = room.to_learn(room.data_of(model, None))
+    assert len(source) == len(held) > 3
+
+
 def test_gathered_in_order_or_drawn(noise):
     pixels, labels = noise(30), torch.arange(30) % 3
     source = MemorySource("noise", pixels, labels, ("a", "b", "c"))
