@@ -101,6 +101,10 @@ class Source(ABC):
         """The texts that belong to example i; () when there are none."""
         return ()
 
+    def questions(self, i: int) -> tuple[tuple[str, str], ...]:
+        """(question, answer) about example i; () when there are none."""
+        return ()
+
     @property
     def has_text(self) -> bool:
         """Whether any example has a text."""
@@ -212,6 +216,9 @@ class Some(Source):
 
     def text(self, i: int) -> tuple[str, ...]:
         return self._source.text(int(self._chosen[i]))
+
+    def questions(self, i: int) -> tuple[tuple[str, str], ...]:
+        return self._source.questions(int(self._chosen[i]))
 
     @property
     def has_text(self) -> bool:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from smalti.data.emoji import ARCHIVES, ARTISTS, GROUPS, read_emoji
+from smalti.data.emoji_mix import read_mix
 from smalti.data.emoji_pairs import PAIR_GROUPS, part_of_pair, read_pairs
 from smalti.data.example import Detail, Source, SplitName, part_of
 from smalti.data.fetch import DebianPackage, NodePackage, NodeRegistry, Publisher, PythonPackage, Way
@@ -236,6 +237,14 @@ NAMED_SETS: dict[str, NamedSet] = {
         read=lambda contents: {"train": Pictures(*read_pairs(contents))},
         part=lambda detail, validation: part_of_pair(detail.kind, detail.artist, validation),
         labels=PAIR_GROUPS,
+    ),
+    "emoji-mix": replace(
+        _EMOJI,
+        of="emoji",
+        title="Scenes and single drawings without end, 64×64, with captions and questions; test: as of both sets",
+        read=read_mix,
+        labels=(),
+        artists=(),
     ),
     "emoji-scenes": replace(
         _EMOJI,

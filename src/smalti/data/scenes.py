@@ -13,7 +13,7 @@ from smalti.data.example import Item, Source
 from smalti.data.order import draws
 from smalti.data.scene import GROUNDS, SIDE, SIDES, Part, Scene, draw_scene
 from smalti.data.things import THINGS
-from smalti.data.wording import captions
+from smalti.data.wording import captions, questions
 
 LENGTHS: dict[Part, int] = {"train": 1_000_000, "validation": 2_000, "unseen-pairs": 2_000, "unseen-drawings": 2_000}
 _WORDING = 6  # the seed of which caption comes first
@@ -54,7 +54,7 @@ class Scenes(Source):
         for drawn in cutouts.sized.values():
             digest.update(drawn.tobytes())
         for i in range(64):  # how they are drawn and worded, too
-            digest.update(self.raster(i).tobytes() + repr((self.scene(i), self.text(i))).encode())
+            digest.update(self.raster(i).tobytes() + repr((self.scene(i), self.text(i), self.questions(i))).encode())
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -76,6 +76,9 @@ class Scenes(Source):
         told = captions(self.scene(i))
         first = int(draws(1, _WORDING, i)[0] * len(told))
         return told[first:] + told[:first]
+
+    def questions(self, i: int) -> tuple[tuple[str, str], ...]:
+        return questions(self.scene(i))
 
     def name_of(self, i: int) -> str:
         return f"{self.name}/{self._part}/{i}"

@@ -19,6 +19,7 @@ from smalti.recipes.emoji import (
     emoji_vae,
     emoji_vqgan,
 )
+from smalti.recipes.emoji_words import emoji_mix_tokenizer, emoji_mix_vae
 from smalti.recipes.fashion import (
     fashion,
     fashion_dit,
@@ -59,6 +60,8 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "emoji-ar": emoji_ar,
     "emoji-masked": emoji_masked,
     "emoji-dit": emoji_dit,
+    "emoji-mix-tokenizer": emoji_mix_tokenizer,
+    "emoji-mix-vae": emoji_mix_vae,
     "folder-tokenizer": folder_tokenizer,
     "photo-tokenizer": photo_tokenizer,
     "folder": folder,

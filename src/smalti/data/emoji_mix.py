@@ -1,0 +1,82 @@
+"""Scenes and single drawings in one set, without end: scenes to learn composing from, drawings for their breadth."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from smalti.data.emoji_pairs import PAIR_GROUPS, part_of_pair, read_pairs
+from smalti.data.example import Detail, Item, Source
+from smalti.data.naming import captions, questions
+from smalti.data.order import draws
+from smalti.data.scenes import Scenes, read_scenes
+
+SCENES = 0.7  # of all examples
+VALIDATION = 0.05  # of the pairs of concept and artist that are not for the test, those held out to choose a model by
+_SEED = 7
+
+
+class EmojiMix(Source):
+    """Example i is scene i, or a drawing, as chance has it: a pure function of i.
+
+    `pixels` uint8 (N, 3, H, W), `groups` int64 (N,) and `details`: the drawings of this split.
+    """
+
+    made = True
+    has_text = True
+
+    def __init__(self, scenes: Scenes, pixels: np.ndarray, groups: np.ndarray, details: Sequence[Detail]) -> None:
+        self.name = "emoji-mix"
+        self.signal, self.labels = scenes.signal, ()
+        self._scenes, self._pixels, self._groups, self._details = scenes, pixels, groups, details
+        told = repr((scenes.fingerprint, SCENES, _SEED, groups.tolist(), details))
+        digest = hashlib.sha256(told.encode())
+        digest.update(np.ascontiguousarray(pixels).data)
+        for detail in details[:8]:  # how they are worded, too
+            digest.update(repr((captions(detail), questions(detail, ""))).encode())
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def item(self, i: int) -> Item:
+        import torch
+
+        return Item(torch.from_numpy(self.raster(i)), None, self.text(i), self.name_of(i))
+
+    def raster(self, i: int) -> np.ndarray:
+        drawing = self._drawing(i)
+        return self._scenes.raster(i) if drawing is None else self._pixels[drawing]
+
+    def text(self, i: int) -> tuple[str, ...]:
+        drawing = self._drawing(i)
+        return self._scenes.text(i) if drawing is None else captions(self._details[drawing])
+
+    def questions(self, i: int) -> tuple[tuple[str, str], ...]:
+        drawing = self._drawing(i)
+        if drawing is None:
+            return self._scenes.questions(i)
+        return questions(self._details[drawing], PAIR_GROUPS[self._groups[drawing]])
+
+    def name_of(self, i: int) -> str:
+        drawing = self._drawing(i)
+        return self._scenes.name_of(i) if drawing is None else self._details[drawing].name
+
+    def _drawing(self, i: int) -> int | None:
+        """Which drawing example i is; None for a scene."""
+        which, at = draws(2, _SEED, i)
+        return None if which < SCENES else int(at * len(self._details))
+
+
+def read_mix(contents: Mapping[str, bytes]) -> dict[str, EmojiMix]:
+    """The emoji set's files -> the splits of the mix: test are scenes with unseen pairs, and unseen drawings."""
+    scenes = read_scenes(contents, test="unseen-pairs")
+    pixels, groups, details = read_pairs(contents)
+    found = np.array([part_of_pair(detail.kind, detail.artist, VALIDATION) for detail in details])
+    mix = {}
+    for split, of_scenes in scenes.items():
+        chosen = np.flatnonzero(found == split)
+        mix[split] = EmojiMix(of_scenes, pixels[chosen], groups[chosen], [details[i] for i in chosen])
+    return mix

@@ -1,0 +1,34 @@
+"""Emoji drawn and read by their words: scenes of several things, and single drawings of everything."""
+
+from __future__ import annotations
+
+from smalti.data.sources import DataConfig
+from smalti.recipe import Recipe
+from smalti.recipes.emoji import emoji_tokenizer, emoji_vae
+
+MIX = DataConfig(source="emoji-mix")
+
+
+def emoji_mix_tokenizer() -> Recipe:
+    """Scenes and single drawings as 64 words: an 8×8 grid of 2,048 codes, 88 bytes for 12,288.
+
+    smalti train emoji-mix-tokenizer
+    data: emoji-mix
+    """
+    return emoji_tokenizer().changed(
+        **{
+            "name": "emoji-mix-tokenizer",
+            "data": MIX.model_dump(),
+            "model.bottleneck.codes": 2048,
+            "training.steps": 8000,
+        }
+    )
+
+
+def emoji_mix_vae() -> Recipe:
+    """A continuous 8×8×8 latent of scenes and single drawings, for latent diffusion.
+
+    smalti train emoji-mix-vae
+    data: emoji-mix
+    """
+    return emoji_vae().changed(**{"name": "emoji-mix-vae", "data": MIX.model_dump()})
