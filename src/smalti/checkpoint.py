@@ -4,6 +4,7 @@ model/config.json          format, what the model is (JSON), SHA-256 of the weig
 model/model.safetensors    the weights
 model/README.md            the model card
 model/tokenizers/NAME/     a generator's tokenizers, each a model folder
+model/tokenizers/text/     what cuts text, if it reads any
 """
 
 from __future__ import annotations
@@ -115,8 +116,12 @@ def write_model(
     tensors: Mapping[str, Tensor],
     card: str,
     tokenizers: Mapping[str, Path] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a model folder in place of what was there. `tokenizers` are model folders that travel along."""
+    """Write a model folder in place of what was there.
+
+    `tokenizers` are model folders that travel along, `files` the texts of further ones by their paths inside it.
+    """
     with new_folder(folder) as fresh:
         weights = fresh / "model.safetensors"
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
@@ -125,6 +130,9 @@ def write_model(
         (fresh / "README.md").write_text(card, encoding="utf-8")
         for name, source in (tokenizers or {}).items():
             shutil.copytree(source, fresh / "tokenizers" / name)
+        for path, text in (files or {}).items():
+            (fresh / path).parent.mkdir(parents=True, exist_ok=True)
+            (fresh / path).write_text(text, encoding="utf-8")
 
 
 def model_folder(path: str | Path) -> Path:

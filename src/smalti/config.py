@@ -1,4 +1,4 @@
-"""The base of every typed setting, and the two specifications that travel with a model."""
+"""The base of every typed setting, and the specifications that travel with a model."""
 
 from __future__ import annotations
 
@@ -54,15 +54,23 @@ class LatentSpec(Config):
     grid: tuple[PositiveInt, ...]
 
 
+class TextSpec(Config):
+    """What text is cut into: so many pieces, by the text tokenizer whose file has this SHA-256."""
+
+    pieces: int = Field(ge=1)
+    sha256: str
+
+
 Reads = Literal["codes", "latents", "signals"]  # what a generator works on
 
 
 class Examples(Config):
-    """What a model is trained on: the signal, what a tokenizer makes of it if there is one, and the labels' names."""
+    """What a model is trained on: the signal, what a tokenizer makes of it if there is one, text, the labels' names."""
 
     signal: SignalSpec
     codes: CodeSpec | None = None
     latents: LatentSpec | None = None
+    text: TextSpec | None = None
     labels: tuple[str, ...] = ()
 
     def shape(self, reads: Reads) -> tuple[int, ...]:

@@ -20,11 +20,13 @@ from smalti.paradigms.base import Paradigm, Progress, untold
 from smalti.recipe import Recipe, parse
 from smalti.tokenizers.autoencoder import Autoencoder
 from smalti.tokenizers.bottlenecks import Moment
+from smalti.tokenizers.text import TextTokenizer
 from smalti.tokenizers.tiling import in_tiles
 
 BATCH = 250  # signals at once, unless asked otherwise
 IN_CACHE = 64  # of them where a whole network runs on each: with more, a processor's caches overflow and it is slower
 WITH_GRADIENTS = 32  # signals at once where a network's gradients are kept
+TEXT_FILE = "tokenizers/text/tokenizer.json"  # in a model folder
 PRIOR_STREAM = 130  # of random numbers: what is drawn from a continuous tokenizer's prior
 
 Labels = Tensor | Sequence[int | str] | int | str | None
@@ -385,10 +387,12 @@ def together(ways: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return [torch.cat([way[min(step, len(way) - 1)].cpu() for way in ways if way]) for step in range(longest)]
 
 
-def build(recipe: Recipe, examples: Examples) -> Paradigm:
-    """The untrained paradigm that a recipe describes. Raises UserError as `check_size` does."""
+def build(recipe: Recipe, examples: Examples, text: TextTokenizer | None = None) -> Paradigm:
+    """The untrained paradigm that a recipe describes, with what cuts its texts. Raises UserError as `check_size`."""
     check_size(recipe, examples.signal)
-    return recipe.paradigm.build(recipe.model, examples, recipe.training.steps)
+    paradigm = recipe.paradigm.build(recipe.model, examples, recipe.training.steps)
+    paradigm.text = text
+    return paradigm
 
 
 def check_size(recipe: Recipe, signal: SignalSpec) -> None:
@@ -421,7 +425,8 @@ def write(
         "examples": examples.model_dump(mode="json"),
         "figures": dict(figures),
     }
-    checkpoint.write_model(folder, config, paradigm.model_state(), card(recipe, examples, figures), tokenizers)
+    files = {} if paradigm.text is None else {TEXT_FILE: paradigm.text.json_text()}
+    checkpoint.write_model(folder, config, paradigm.model_state(), card(recipe, examples, figures), tokenizers, files)
 
 
 def write_card(path: Path, figures: Mapping[str, Any]) -> None:
@@ -445,7 +450,7 @@ def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator:
         examples = checked(Examples, config["examples"], damaged)
     except KeyError as error:
         raise UserError(damaged) from error
-    paradigm = build(recipe, examples)
+    paradigm = build(recipe, examples, _carried_text(folder, examples))
     weights = checkpoint.read_weights(folder, config)
     if broken := [name for name, each in weights.items() if not bool(each.isfinite().all())]:
         raise UserError(f"{folder} is damaged: its weights are not finite, {broken[0]} among them; train it anew")
@@ -471,6 +476,19 @@ def _carried_tokenizer(folder: Path, device: str) -> Tokenizer:
     tokenizer = load(carried[0].parent, device)
     assert isinstance(tokenizer, Tokenizer)
     return tokenizer
+
+
+def _carried_text(folder: Path, examples: Examples) -> TextTokenizer | None:
+    """The text tokenizer of a model that has one. Raises UserError where it is not the one of its vocabulary."""
+    if examples.text is None:
+        return None
+    text = TextTokenizer.load((folder / TEXT_FILE).parent)
+    if text.sha256 != examples.text.sha256:
+        raise UserError(
+            f"{folder / TEXT_FILE} is not the text tokenizer that this model was trained with: it would read every text"
+            " as another; copy the folder again"
+        )
+    return text
 
 
 def load_tokenizer(path: str | Path, device: str = "auto") -> Tokenizer:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from smalti import model as models
 from smalti.checkpoint import model_folder, saving, write_text
-from smalti.config import Examples, LatentSpec
-from smalti.data.arrays import in_order, shuffled
+from smalti.config import Examples, LatentSpec, TextSpec
+from smalti.data.arrays import Held, in_order, shuffled
 from smalti.data.augment import augment
 from smalti.data.batch import Batch
 from smalti.data.image import to_signal
@@ -32,9 +33,12 @@ from smalti.paradigms.base import Paradigm
 from smalti.recipe import Recipe, override, read
 from smalti.recipes import on_source
 from smalti.recipes import recipe as named_recipe
+from smalti.tokenizers.text import TextTokenizer
 from smalti.training.log import ProgressLine, read_metrics, say
 from smalti.training.loop import Progress, Run, fit
 from smalti.training.ranks import Ranks
+
+TEXTS = 20_000  # examples whose texts a text tokenizer learns from
 
 
 @dataclass(frozen=True)
@@ -164,25 +168,30 @@ class _Training:
         tokenizer = models.load_tokenizer(tokenizer_folder, self.device_name)
         _check_fits(tokenizer, source, tokenizer_folder)
         with self._timed("encode"):
-            values, labels = self._cached(tokenizer, source, "train", training.variants)
-            held, held_labels = self._cached(tokenizer, validation, "validation", 1)
-        held, held_labels = _first(training.validate_on, held[0], held_labels)
+            learnt = self._cached(tokenizer, source, "train", training.variants)
+            held = self._cached(tokenizer, validation, "validation", 1).some(training.validate_on)
         made: dict[str, Any] = {}
         if reads == "codes":
             made["codes"] = tokenizer.network.codes
         else:
-            made["latents"] = LatentSpec(channels=values.shape[2], grid=tuple(values.shape[3:]))
+            made["latents"] = LatentSpec(channels=learnt.values.shape[2], grid=tuple(learnt.values.shape[3:]))
+        identity = {"the data": source.fingerprint, "the tokenizer": tokenizer.sha256}
+        text = None
+        if self.recipe.paradigm.words:
+            with self._timed("text"):
+                text = self._text_tokenizer(source)
+            made["text"] = TextSpec(pieces=text.size, sha256=text.sha256)
+            identity["the text tokenizer"] = text.sha256
+            learnt, held = replace(learnt, words=source), replace(held, words=validation)
         examples = Examples(signal=source.signal, labels=source.labels, **made)
 
         def batches(start: int) -> Iterator[Batch]:
-            ranks = self.ranks
-            return shuffled(values, labels, training.batch, training.seed, ranks.rank, ranks.count, start)
+            return shuffled(learnt, training.batch, training.seed, self.ranks.rank, self.ranks.count, start)
 
         def held_out() -> Iterator[Batch]:
-            return in_order(held, held_labels, self._rows_at_once(), self.ranks.rank, self.ranks.count)
+            return in_order(held, self._rows_at_once(), self.ranks.rank, self.ranks.count)
 
-        identity = {"the data": source.fingerprint, "the tokenizer": tokenizer.sha256}
-        return self._fit(examples, batches, held_out, identity, {tokenizer.recipe.name: tokenizer_folder})
+        return self._fit(examples, batches, held_out, identity, {tokenizer.recipe.name: tokenizer_folder}, text)
 
     def _fit(
         self,
@@ -191,10 +200,11 @@ class _Training:
         held_out: Callable[[], Iterator[Batch]],
         identity: Mapping[str, str],
         tokenizers: Mapping[str, Path],
+        text: TextTokenizer | None = None,
     ) -> Progress:
         recipe = self.recipe
         torch.manual_seed(recipe.training.seed)
-        paradigm = models.build(recipe, examples)
+        paradigm = models.build(recipe, examples, text)
         if recipe.init and not (self.folder / "state" / "latest").exists():
             _start_from(paradigm, recipe.init)
 
@@ -219,7 +229,25 @@ class _Training:
             finished = nested._stages()
         return folder / "model" if finished else None
 
-    def _cached(self, tokenizer: Tokenizer, source: Source, split: str, variants: int) -> tuple[Tensor, Tensor | None]:
+    def _text_tokenizer(self, source: Source) -> TextTokenizer:
+        """The text tokenizer: learnt from the texts and questions of the training examples, once, and kept in the run.
+
+        Raises UserError where there is no text.
+        """
+        folder = self.folder / "text"
+        if self.ranks.writes and not (folder / "tokenizer.json").exists():
+            if not source.has_text:
+                raise UserError(
+                    f"{source.name} has no captions, which {self.recipe.name} learns from: give the folder a"
+                    " metadata.jsonl, a line a picture with file_name and text"
+                )
+            few = torch.arange(len(source))[:: -(-len(source) // TEXTS)].tolist()
+            told = chain.from_iterable((*source.text(i), *chain.from_iterable(source.questions(i))) for i in few)
+            TextTokenizer.trained(told, self.recipe.paradigm.pieces).save(folder)
+        self.ranks.wait()
+        return TextTokenizer.load(folder)
+
+    def _cached(self, tokenizer: Tokenizer, source: Source, split: str, variants: int) -> Held:
         """All of a split's codes or latents (V, N, *shape), computed once and kept beside the run."""
         config, reads = self.recipe.data, self.recipe.paradigm.reads
         path = self.folder / reads / f"{split}.safetensors"
@@ -264,14 +292,8 @@ class _Stopwatch:
 
 def _signals(held: HeldOut, size: int, ranks: Ranks) -> Iterator[Batch]:
     """This rank's share of the held-out pictures, as signals."""
-    for batch in in_order(held.pixels, held.labels, size, ranks.rank, ranks.count):
+    for batch in in_order(Held(held.pixels[None], held.labels), size, ranks.rank, ranks.count):
         yield Batch(batch.step, batch.rows, batch.indices, to_signal(batch.x.to(torch.uint8)), batch.labels)
-
-
-def _first(count: int, values: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """`count` examples drawn with a fixed seed: a source may be sorted by label."""
-    rows = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))[:count]
-    return values[rows], None if labels is None else labels[rows]
 
 
 def _encode_all(
@@ -290,7 +312,7 @@ def _encode_all(
                 parts.append(made if made.is_floating_point() else made.to(torch.int32))
                 line.update(variant * len(held) + int(rows[-1]) + 1)
             codings.append(torch.cat(parts))
-    tensors = {"values": torch.stack(codings).contiguous()}
+    tensors = {"values": torch.stack(codings).contiguous(), "rows": held.rows}
     if held.labels is not None:
         tensors["labels"] = held.labels
     fresh = path.with_suffix(".new")
@@ -300,14 +322,15 @@ def _encode_all(
         fresh.replace(path)
 
 
-def _stored(path: Path, key: str) -> tuple[Tensor, Tensor | None] | None:
-    """The codes or latents and the labels kept in a file, or None when there are none or those of something else."""
+def _stored(path: Path, key: str) -> Held | None:
+    """What is kept in a file, or None when there is nothing or that of something else."""
     try:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("key") != key:
                 return None
-            return file.get_tensor("values"), file.get_tensor("labels") if "labels" in file.keys() else None  # noqa: SIM118
-    except (OSError, SafetensorError):
+            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Held(kept["values"], kept.get("labels"), kept["rows"])
+    except (OSError, SafetensorError, KeyError):
         return None
 
 

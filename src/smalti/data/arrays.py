@@ -3,50 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import count
 
 import torch
 from torch import Tensor
 
-from smalti.data.batch import Batch
+from smalti.data.batch import Batch, texts_of
+from smalti.data.example import Source
 from smalti.data.order import indices
 from smalti.errors import UserError
 
 
-def shuffled(
-    values: Tensor,
-    labels: Tensor | None,
-    batch: int,
-    seed: int,
-    rank: int = 0,
-    ranks: int = 1,
-    start: int = 0,
-) -> Iterator[Batch]:
+@dataclass(frozen=True)
+class Held:
+    """Examples as they are kept: `values` (V, N, …), V codings of each; `labels` int64 (N,) or None.
+
+    `words` is where texts and questions come from, and `rows` int64 (N,) each example's number there, its place unless
+    said.
+    """
+
+    values: Tensor
+    labels: Tensor | None = None
+    rows: Tensor | None = None
+    words: Source | None = None
+
+    def __len__(self) -> int:
+        return self.values.shape[1]
+
+    def some(self, count: int) -> Held:
+        """`count` examples drawn with a fixed seed: a source may be sorted by label."""
+        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:count]
+        labels = None if self.labels is None else self.labels[chosen]
+        return Held(self.values[:, chosen], labels, chosen if self.rows is None else self.rows[chosen], self.words)
+
+    def batch(self, step: int, rows: Tensor, chosen: Tensor, coding: Tensor | int, seed: int | None) -> Batch:
+        """The examples `chosen` (B,); without a seed, the first of each one's texts."""
+        values = self.values[coding, chosen]
+        x = values.float() if values.is_floating_point() else values.long()  # they may be kept in fewer bits
+        labels = None if self.labels is None else self.labels[chosen]
+        if self.words is None:
+            return Batch(step, rows, chosen, x, labels, seed=seed or 0)
+        numbers = chosen if self.rows is None else self.rows[chosen]
+        texts = texts_of(self.words, numbers, step, rows, seed)
+        questions = [self.words.questions(i) for i in numbers.tolist()]
+        return Batch(step, rows, chosen, x, labels, texts, questions, seed=seed or 0)
+
+
+def shuffled(held: Held, batch: int, seed: int, rank: int = 0, ranks: int = 1, start: int = 0) -> Iterator[Batch]:
     """Endless training batches from step `start`, in the order that a Loader would give.
 
-    values: (V, N, …), V codings of each of N examples; a pass over the data takes one of them, the next pass the next.
-    Raises UserError when the batch does not divide among the ranks.
+    A pass over the data takes one coding of each example, the next pass the next. Raises UserError when the batch does
+    not divide among the ranks.
     """
     if batch % ranks:
         raise UserError(f"a batch of {batch} cannot be shared equally by {ranks} processes")
-    share, length = batch // ranks, values.shape[1]
+    share, length = batch // ranks, len(held)
     rows = torch.arange(rank * share, (rank + 1) * share)
     for step in count(start):
         chosen = indices(length, batch, step, seed)[rows]
-        coding = (step * batch + rows) // length % len(values)
-        x = _wide(values[coding, chosen])
-        yield Batch(step, rows, chosen, x, None if labels is None else labels[chosen], seed=seed)
+        coding = (step * batch + rows) // length % len(held.values)
+        yield held.batch(step, rows, chosen, coding, seed)
 
 
-def in_order(values: Tensor, labels: Tensor | None, batch: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
-    """Every example (N, …) once; rank r of `ranks` gets every ranks-th, and all of them when there are fewer."""
-    mine = torch.arange(len(values))
-    if len(values) >= ranks:
+def in_order(held: Held, batch: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+    """Every example once, in its first coding; rank r of `ranks` gets every ranks-th, and all where there are fewer."""
+    mine = torch.arange(len(held))
+    if len(mine) >= ranks:
         mine = mine[rank::ranks]
     for step, chosen in enumerate(mine.split(batch)):
-        yield Batch(step, chosen, chosen, _wide(values[chosen]), None if labels is None else labels[chosen])
-
-
-def _wide(values: Tensor) -> Tensor:
-    """Codes as int64, latents as fp32: they may be kept in fewer bits."""
-    return values.float() if values.is_floating_point() else values.long()
+        yield held.batch(step, chosen, chosen, 0, None)

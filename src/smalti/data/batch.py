@@ -8,6 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from smalti.data.augment import TEXT
+from smalti.data.example import Questions, Source
+from smalti.data.order import uniform
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -15,7 +19,8 @@ class Batch:
 
     `rows` int64 (B,): their places in the global batch; `indices` int64 (B,): their places in the source, of the
     examples really used; `x`: float32 (B, C, *space) in [-1, 1], or codes int64 (B, Q, *grid); `labels` int64 (B,);
-    `texts`: one each, "" for none. Whatever is drawn for an example comes from (`seed`, `step`, its row).
+    `texts`: one each, "" for none; `questions`: (question, answer) about each, as many as there are. Whatever is drawn
+    for an example comes from (`seed`, `step`, its row).
     """
 
     step: int
@@ -24,6 +29,7 @@ class Batch:
     x: Tensor
     labels: Tensor | None = None
     texts: list[str] | None = None
+    questions: list[Questions] | None = None
     seed: int = 0
 
     def to(self, device: torch.device) -> Batch:
@@ -45,4 +51,17 @@ class Batch:
                 x=self.x[part],
                 labels=None if self.labels is None else self.labels[part],
                 texts=None if self.texts is None else self.texts[part],
+                questions=None if self.questions is None else self.questions[part],
             )
+
+
+def texts_of(source: Source, indices: Tensor, step: int, rows: Tensor, seed: int | None) -> list[str] | None:
+    """A text of each example (B,), "" for none; None where none has any.
+
+    Where there are several it is another each time, drawn from (seed, step, row), or the first without a seed.
+    """
+    if not source.has_text:
+        return None
+    at = [0.0] * len(indices) if seed is None else uniform(seed, step, rows, TEXT).tolist()
+    several = [source.text(i) or ("",) for i in indices.tolist()]
+    return [each[int(place * len(each))] for each, place in zip(several, at, strict=True)]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from smalti.data.emoji_pairs import PAIR_GROUPS, part_of_pair, read_pairs
-from smalti.data.example import Detail, Item, Source
+from smalti.data.example import Detail, Item, Questions, Source
 from smalti.data.naming import captions, questions
 from smalti.data.order import draws
 from smalti.data.scenes import Scenes, read_scenes
@@ -54,7 +54,7 @@ class EmojiMix(Source):
         drawing = self._drawing(i)
         return self._scenes.text(i) if drawing is None else captions(self._details[drawing])
 
-    def questions(self, i: int) -> tuple[tuple[str, str], ...]:
+    def questions(self, i: int) -> Questions:
         drawing = self._drawing(i)
         if drawing is None:
             return self._scenes.questions(i)

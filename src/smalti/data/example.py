@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SplitName = Literal["train", "validation", "test"]
+Questions = tuple[tuple[str, str], ...]  # (question, answer) each
 TEST_SHARE = 0.1  # of a set that has no test split of its own
 
 
@@ -101,7 +102,7 @@ class Source(ABC):
         """The texts that belong to example i; () when there are none."""
         return ()
 
-    def questions(self, i: int) -> tuple[tuple[str, str], ...]:
+    def questions(self, i: int) -> Questions:
         """(question, answer) about example i; () when there are none."""
         return ()
 
@@ -217,7 +218,7 @@ class Some(Source):
     def text(self, i: int) -> tuple[str, ...]:
         return self._source.text(int(self._chosen[i]))
 
-    def questions(self, i: int) -> tuple[tuple[str, str], ...]:
+    def questions(self, i: int) -> Questions:
         return self._source.questions(int(self._chosen[i]))
 
     @property

@@ -9,11 +9,11 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from smalti.data.augment import TEXT, augment
-from smalti.data.batch import Batch
+from smalti.data.augment import augment
+from smalti.data.batch import Batch, texts_of
 from smalti.data.example import Source
 from smalti.data.image import to_signal
-from smalti.data.order import indices, uniform
+from smalti.data.order import indices
 from smalti.data.pixels import open_pixels
 from smalti.data.sources import DataConfig
 from smalti.errors import UserError
@@ -57,8 +57,7 @@ class Loader:
                 if self.augment:
                     config = self.config
                     pixels = augment(pixels, self.seed, step, self.rows, config.flip, config.shift)
-                choice = uniform(self.seed, step, self.rows, TEXT) if self.source.has_text else None
-                yield _batch(self.source, step, self.rows, taken, pixels, choice, self.seed)
+                yield _batch(self.source, step, self.rows, taken, pixels, self.seed)
         finally:
             self.close()
 
@@ -113,20 +112,9 @@ def broken_in(source: Source, config: DataConfig) -> list[tuple[str, str]]:
         pixels.close()
 
 
-def _batch(
-    source: Source,
-    step: int,
-    rows: Tensor,
-    taken: Tensor,
-    pixels: Tensor,
-    choice: Tensor | None = None,
-    seed: int = 0,
-) -> Batch:
-    """`choice` (B,) in [0, 1) says which of a picture's texts to take; None for the first."""
+def _batch(source: Source, step: int, rows: Tensor, taken: Tensor, pixels: Tensor, seed: int | None = None) -> Batch:
+    """Without a seed, the first of each example's texts."""
     labels = source.label_ids
-    texts = None
-    if source.has_text:
-        places = [0.0] * len(taken) if choice is None else choice.tolist()
-        several = [source.text(i) or ("",) for i in taken.tolist()]
-        texts = [each[int(at * len(each))] for each, at in zip(several, places, strict=True)]
-    return Batch(step, rows, taken, to_signal(pixels), None if labels is None else labels[taken], texts, seed)
+    texts = texts_of(source, taken, step, rows, seed)
+    labelled = None if labels is None else labels[taken]
+    return Batch(step, rows, taken, to_signal(pixels), labelled, texts, seed=seed or 0)

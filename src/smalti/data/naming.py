@@ -1,4 +1,4 @@
-"""Single drawings in plain English: prompts, and questions with their answers, from an emoji's name, words and artist."""
+"""Single drawings in plain English: what one asks for them by, and questions with their answers."""
 
 from __future__ import annotations
 

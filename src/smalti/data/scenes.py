@@ -9,7 +9,7 @@ import numpy as np
 
 from smalti.config import SignalSpec
 from smalti.data.cutouts import lay, melts, read_cutouts, scaled
-from smalti.data.example import Item, Source
+from smalti.data.example import Item, Questions, Source
 from smalti.data.order import draws
 from smalti.data.scene import GROUNDS, SIDE, SIDES, Part, Scene, draw_scene
 from smalti.data.things import THINGS
@@ -77,7 +77,7 @@ class Scenes(Source):
         first = int(draws(1, _WORDING, i)[0] * len(told))
         return told[first:] + told[:first]
 
-    def questions(self, i: int) -> tuple[tuple[str, str], ...]:
+    def questions(self, i: int) -> Questions:
         return questions(self.scene(i))
 
     def name_of(self, i: int) -> str:

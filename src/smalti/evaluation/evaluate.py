@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from smalti.config import Config
-from smalti.data.arrays import in_order
+from smalti.data.arrays import Held, in_order
 from smalti.data.example import Some, Source
 from smalti.data.image import to_pixels, to_signal
 from smalti.data.loader import sweep
@@ -42,20 +42,22 @@ LEVEL_STREAM = 131  # of random numbers: where within its level a pixel stands
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out pictures uint8 (N, C, H, W), with label ids int64 (N,) or None.
+    """Held-out pictures uint8 (N, C, H, W), with label ids int64 (N,) or None, and their numbers in the source.
 
     `broken`: (name, reason) of what could not be read and is left out.
     """
 
     pixels: Tensor
     labels: Tensor | None
+    rows: Tensor
     broken: Sequence[tuple[str, str]] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def at(self, rows: Tensor) -> HeldOut:
-        return HeldOut(self.pixels[rows], None if self.labels is None else self.labels[rows], self.broken)
+        labels = None if self.labels is None else self.labels[rows]
+        return HeldOut(self.pixels[rows], labels, self.rows[rows], self.broken)
 
 
 def data_of(model: Tokenizer | Generator, source: str | None) -> DataConfig:
@@ -82,8 +84,10 @@ def gathered(source: Source, config: DataConfig, most: int | None = None) -> Hel
     """Up to `most` examples of a source, drawn with a fixed seed, or all of them in order."""
     pixels = source.pixels()
     if pixels is None and most is not None and most < len(source):  # the others need not be read
-        return gathered(Some(source, _lot(len(source))[:most]), config)
-    labels = source.label_ids
+        chosen = _lot(len(source))[:most]
+        found = gathered(Some(source, chosen), config)
+        return replace(found, rows=chosen[found.rows])
+    labels, rows = source.label_ids, torch.arange(len(source))
     broken = list(source.broken)
     if pixels is None:
         batches = list(sweep(source, config, 256))
@@ -92,7 +96,7 @@ def gathered(source: Source, config: DataConfig, most: int | None = None) -> Hel
         labels = None if labels is None else labels[rows]
         missing = set(range(len(source))) - set(rows.tolist())
         broken += [(source.name_of(i), reason) for i in sorted(missing) for _, reason in read_each(source, [i])]
-    everything = HeldOut(pixels, labels, broken)
+    everything = HeldOut(pixels, labels, rows, broken)
     return everything if most is None or most >= len(everything) else shuffled(everything, most)
 
 
@@ -191,7 +195,7 @@ def evaluate_generator(
     for name, pixels in columns.items():
         figures[name] = likeness(eye, features, pixels, labels)
     figures["copying"] = copying(columns["samples"], other.pixels, train.pixels)
-    figures.update(likelihood(generator, test if known else HeldOut(test.pixels, None)))
+    figures.update(likelihood(generator, test if known else replace(test, labels=None)))
     return figures
 
 
@@ -247,7 +251,7 @@ def likelihood(generator: Generator, test: HeldOut) -> dict[str, float]:
         return {}
     codes = generator.inwards(to_signal(test.pixels))
     totals = Totals()
-    for batch in in_order(codes, test.labels, 250):
+    for batch in in_order(Held(codes[None], test.labels), 250):
         with autocast(generator.device):
             totals.add(generator.paradigm.loss("network", batch.to(generator.device), 0).terms)
     means = totals.means()

@@ -24,9 +24,13 @@ class Folded:
 
     def __init__(self, network: Transformer, positions: Tensor, dtype: torch.dtype) -> None:
         self.config, self.dtype = network.config, dtype
-        self.turns = paired_turns(positions, network.config.width // network.config.heads)  # (T, 1, 1, D / 2)
+        self.turns = self.turned(positions)  # (T, 1, 1, D / 2)
         self.layers = [_Layer(cast(Block, block), dtype) for block in network.blocks]
         self.norm = (network.norm.weight * network.config.width**0.5).to(dtype)
+
+    def turned(self, positions: Tensor) -> Tensor:
+        """How what stands at positions (T, axes) is turned."""
+        return paired_turns(positions, self.config.width // self.config.heads)
 
 
 class _Layer:
@@ -45,13 +49,13 @@ class _Layer:
 
 
 class Stepper:
-    """Reads `batch` rows one token at a time, in causal order."""
+    """Reads `batch` rows one token at a time, in causal order; `length` of them, or as many as there are positions."""
 
-    def __init__(self, folded: Folded, batch: int) -> None:
+    def __init__(self, folded: Folded, batch: int, length: int | None = None) -> None:
         config, device, dtype = folded.config, folded.norm.device, folded.dtype
         width, heads, head = config.width, config.heads, config.width // config.heads
         self.folded, self.rows = folded, batch
-        self.cache = roomy((config.layers, 2, batch, heads, len(folded.turns), head), device)
+        self.cache = roomy((config.layers, 2, batch, heads, length or len(folded.turns), head), device)
         self.filled = 0
 
         # workspaces, and the views of them that the steps use
@@ -73,13 +77,17 @@ class Stepper:
         self.filled = 0
         return self
 
-    def step(self, x: Tensor, place: int | Tensor | None = None) -> Tensor:
+    def step(self, x: Tensor, place: int | Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """The next token of every row: (B, width) -> (B, width), normalised. x is used up.
 
         place: which of the positions it stands at, one for all rows or int64 (B,); unless said, they follow each other.
+        positions int64 (B, axes), instead: where it stands, whether that is one of them or not.
         """
         slot = self.filled
-        turn = self.folded.turns[slot if place is None else place]
+        if positions is not None:
+            turn = self.folded.turned(positions)
+        else:
+            turn = self.folded.turns[slot if place is None else place]
         self.filled += 1
         rows = self.cache.flatten(2, 3)  # (L, 2, B * H, T, D)
         keys = rows[:, 0, :, : self.filled].transpose(2, 3).unbind(0)

@@ -8,6 +8,7 @@ from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig
 from smalti.paradigms.diffusion import DiffusionConfig
 from smalti.paradigms.discrete_diffusion import DiscreteDiffusionConfig
+from smalti.paradigms.interleaved import InterleavedConfig
 
 PARADIGMS: dict[str, type[Config]] = {
     "autoencode": AutoencodeConfig,
@@ -15,5 +16,6 @@ PARADIGMS: dict[str, type[Config]] = {
     "autoregressive": AutoregressiveConfig,
     "diffusion": DiffusionConfig,
     "discrete-diffusion": DiscreteDiffusionConfig,
+    "interleaved": InterleavedConfig,
 }
 AnyParadigm = one_of(PARADIGMS)

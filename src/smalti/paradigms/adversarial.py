@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from smalti.config import Config, Examples
+from smalti.config import Examples
 from smalti.data.batch import Batch
 from smalti.device import full_precision
 from smalti.errors import UserError
 from smalti.paradigms.autoencode import Autoencode, AutoencodeConfig
-from smalti.paradigms.base import Loss
+from smalti.paradigms.base import Loss, ParadigmConfig
 from smalti.term import Term
 from smalti.tokenizers.autoencoder import Autoencoder, AutoencoderConfig
 from smalti.tokenizers.bottlenecks import Statistic
@@ -35,7 +35,7 @@ STEADY = 0.95  # how much of the running means of gradients one step keeps
 MOST = 1e4  # largest ratio of gradients
 
 
-class AdversarialConfig(Config):
+class AdversarialConfig(ParadigmConfig):
     """Squared error and the bottleneck's terms as in `autoencode`, then also what a critic says.
 
     The critic trains from `start` on: a step, or `flat`, which is when the squared error over `flat_over` steps is less

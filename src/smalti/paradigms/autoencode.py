@@ -7,16 +7,16 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from smalti.config import Config, Examples
+from smalti.config import Examples
 from smalti.data.batch import Batch
 from smalti.device import full_precision
-from smalti.paradigms.base import Loss, Paradigm
+from smalti.paradigms.base import Loss, Paradigm, ParadigmConfig
 from smalti.term import Term
 from smalti.tokenizers.autoencoder import Autoencoder, AutoencoderConfig, to_vectors
 from smalti.tokenizers.bottlenecks import Moment
 
 
-class AutoencodeConfig(Config):
+class AutoencodeConfig(ParadigmConfig):
     """Mean squared error between signal and reconstruction, on the [-1, 1] scale, and the bottleneck's own terms."""
 
     kind: Literal["autoencode"] = "autoencode"

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smalti.config import CodeSpec, Config, Examples, Reads
+from smalti.config import CodeSpec, Examples, Reads
 from smalti.data.batch import Batch
 from smalti.data.order import uniform
 from smalti.device import decoding_dtype, full_precision
@@ -25,9 +25,9 @@ from smalti.errors import UserError
 from smalti.layers.kept import Kept
 from smalti.layers.stepper import Folded, Stepper
 from smalti.layers.transformer import TransformerConfig
-from smalti.paradigms.base import Loss, Progress, untold
+from smalti.paradigms.base import Loss, ParadigmConfig, Progress, untold
 from smalti.paradigms.choose import ChoiceConfig, choose
-from smalti.paradigms.codes import CodeModel, check_finite
+from smalti.paradigms.codes import CodeModel, check_finite, only_first
 from smalti.paradigms.guidance import GuidanceConfig, guide
 from smalti.term import Term
 from smalti.tokenizers.bottlenecks import Moment
@@ -47,7 +47,7 @@ class AutoregressiveOptions(ChoiceConfig, GuidanceConfig):
     order: Order = "raster"
 
 
-class AutoregressiveConfig(Config):
+class AutoregressiveConfig(ParadigmConfig):
     """`sampling` are the options used when none are given: the ones the recipe was measured with.
 
     `order` is that of training. With `random`, every example is read in an order of its own up to the share
@@ -244,7 +244,7 @@ class Autoregressive(CodeModel):
         if self.config.order == "raster":
             if order == "random":
                 raise UserError("this next-token model was not trained with paradigm.order random; leave the order out")
-            if (keep[:, 1:] & ~keep[:, :-1]).any():
+            if not only_first(keep):
                 raise UserError(
                     "this next-token model was not trained with paradigm.order random, so it completes only what"
                     " follows in reading order: the kept part must come first"

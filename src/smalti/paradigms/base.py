@@ -9,9 +9,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from smalti.config import Config
 from smalti.data.batch import Batch
 from smalti.term import Term
 from smalti.tokenizers.bottlenecks import Statistic
+from smalti.tokenizers.text import TextTokenizer
 
 # who waits for samples is told after every step: how many are done, of how many
 Progress = Callable[[int, int], object]
@@ -29,6 +31,13 @@ class Loss:
     statistics: dict[str, Statistic] = field(default_factory=dict)
 
 
+class ParadigmConfig(Config):
+    """The settings of a paradigm: what model it trains, and whether it is told the texts of its examples."""
+
+    trains: ClassVar[str]
+    words: ClassVar[bool] = False
+
+
 class Paradigm(nn.Module, ABC):
     """A way of training: it owns the networks, and says what their losses are.
 
@@ -38,6 +47,9 @@ class Paradigm(nn.Module, ABC):
 
     sequential: ClassVar[bool] = False
     """Whether it draws one small piece after the other, so that many examples at once cost little more than few."""
+
+    text: TextTokenizer | None = None
+    """What cuts texts, for paradigms that read or write any."""
 
     @abstractmethod
     def players(self) -> dict[str, nn.Module]:

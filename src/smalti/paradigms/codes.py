@@ -44,12 +44,11 @@ class CodeModel(Paradigm):
 
     def sequence(self, codes: Tensor) -> Tensor:
         """(B, Q, *grid) -> (B, T), positions in raster order, the codebooks of each position together."""
-        return codes.flatten(2).transpose(1, 2).flatten(1)
+        return as_sequence(codes)
 
     def grid(self, sequence: Tensor) -> Tensor:
         """(B, T) -> (B, Q, *grid), the inverse of `sequence`."""
-        codes = self.codes
-        return sequence.unflatten(1, (-1, codes.codebooks)).transpose(1, 2).unflatten(2, codes.grid)
+        return as_grid(sequence, self.codes)
 
     def embed(self, sequence: Tensor, start: int = 0) -> Tensor:
         """Codes (B, t) that stand from place `start` on -> (B, t, width); a special is `size` and what follows it."""
@@ -76,19 +75,44 @@ class CodeModel(Paradigm):
 
         Raises UserError on one without the other, on another shape, and on codes that do not exist.
         """
-        shape = (n, self.codes.codebooks, *self.codes.grid)
-        if known is None or mask is None:
-            if (known is None) != (mask is None):
-                raise UserError("known codes need a mask that says which to keep, and a mask needs known codes")
-            nothing = torch.zeros(n, self.codes.length, dtype=torch.int64, device=device)
-            return nothing, nothing.bool()
-        if known.shape != shape or mask.shape != shape:
-            raise UserError(f"known codes and mask must be {shape}; got {tuple(known.shape)} and {tuple(mask.shape)}")
-        keep = self.sequence(mask.bool()).to(device)
-        codes = self.sequence(known).to(device) * keep
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codes.size:
-            raise UserError(f"known codes must lie in [0, {self.codes.size})")
-        return codes, keep
+        return known_codes(self.codes, known, mask, n, device)
+
+
+def as_sequence(codes: Tensor) -> Tensor:
+    """(B, Q, *grid) -> (B, T), positions in raster order, the codebooks of each position together."""
+    return codes.flatten(2).transpose(1, 2).flatten(1)
+
+
+def as_grid(sequence: Tensor, codes: CodeSpec) -> Tensor:
+    """(B, T) -> (B, Q, *grid), the inverse of `as_sequence`."""
+    return sequence.unflatten(1, (-1, codes.codebooks)).transpose(1, 2).unflatten(2, codes.grid)
+
+
+def known_codes(
+    spec: CodeSpec, known: Tensor | None, mask: Tensor | None, n: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The sequence (n, T) with its known codes, 0 elsewhere, and which of them are kept: bool (n, T).
+
+    Raises UserError on one without the other, on another shape, and on codes that do not exist.
+    """
+    shape = (n, spec.codebooks, *spec.grid)
+    if known is None or mask is None:
+        if (known is None) != (mask is None):
+            raise UserError("known codes need a mask that says which to keep, and a mask needs known codes")
+        nothing = torch.zeros(n, spec.length, dtype=torch.int64, device=device)
+        return nothing, nothing.bool()
+    if known.shape != shape or mask.shape != shape:
+        raise UserError(f"known codes and mask must be {shape}; got {tuple(known.shape)} and {tuple(mask.shape)}")
+    keep = as_sequence(mask.bool()).to(device)
+    codes = as_sequence(known).to(device) * keep
+    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < spec.size:
+        raise UserError(f"known codes must lie in [0, {spec.size})")
+    return codes, keep
+
+
+def only_first(keep: Tensor) -> bool:
+    """Whether what is kept, bool (n, T), comes before all that is to be drawn."""
+    return not bool((keep[:, 1:] & ~keep[:, :-1]).any())
 
 
 def shown_labels(batch: Batch, classes: int, dropout: float) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.config import CodeSpec, Config, Examples, Reads
+from smalti.config import CodeSpec, Examples, Reads
 from smalti.data.batch import Batch
 from smalti.device import autocast, full_precision, weights_ready
 from smalti.errors import UserError
@@ -24,7 +24,7 @@ from smalti.layers.embed import TimeEmbedding
 from smalti.layers.sweep import Sweep, Sweeps
 from smalti.layers.transformer import Transformer, TransformerConfig
 from smalti.paradigms import likelihood
-from smalti.paradigms.base import Loss, Paradigm, Progress, untold
+from smalti.paradigms.base import Loss, Paradigm, ParadigmConfig, Progress, untold
 from smalti.paradigms.bound import WEIGHT, variational_bound
 from smalti.paradigms.codes import check_finite, class_ids, grid_positions, shown_labels
 from smalti.paradigms.guidance import GuidanceConfig, guide
@@ -63,7 +63,7 @@ class DiffusionOptions(GuidanceConfig):
     clip: bool = Field(True, description="hold predicted signals within [-1, 1]; latents are never held")
 
 
-class DiffusionConfig(Config):
+class DiffusionConfig(ParadigmConfig):
     """`path` says how noise comes in, `predict` what the network is asked for. The loss is the mean squared error of
     that, on data of mean 0 and deviation 1.
 

@@ -23,14 +23,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from smalti.config import CodeSpec, Config, Examples, Reads
+from smalti.config import CodeSpec, Examples, Reads
 from smalti.data.batch import Batch
 from smalti.device import autocast, full_precision, weights_ready
 from smalti.errors import UserError
 from smalti.layers.embed import TimeEmbedding
 from smalti.layers.sweep import Sweep, Sweeps
 from smalti.layers.transformer import TransformerConfig
-from smalti.paradigms.base import Loss, Progress, untold
+from smalti.paradigms.base import Loss, ParadigmConfig, Progress, untold
 from smalti.paradigms.choose import ChoiceConfig, choose, drawn, limited
 from smalti.paradigms.codes import CodeModel, check_finite
 from smalti.paradigms.guidance import GuidanceConfig, guide
@@ -115,7 +115,7 @@ class DiscreteDiffusionOptions(ChoiceConfig, GuidanceConfig):
         return self.model_copy(update=update)
 
 
-class DiscreteDiffusionConfig(Config):
+class DiscreteDiffusionConfig(ParadigmConfig):
     """`sampling` are the options used when none are given: the ones the recipe was measured with.
 
     `schedule` is r(t); None takes what suits the scheme. `further`, of the scheme `simple`: the share of codes that one

@@ -19,7 +19,7 @@ from smalti.recipes.emoji import (
     emoji_vae,
     emoji_vqgan,
 )
-from smalti.recipes.emoji_words import emoji_mix_tokenizer, emoji_mix_vae
+from smalti.recipes.emoji_words import emoji, emoji_mix_tokenizer, emoji_mix_vae
 from smalti.recipes.fashion import (
     fashion,
     fashion_dit,
@@ -62,6 +62,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "emoji-dit": emoji_dit,
     "emoji-mix-tokenizer": emoji_mix_tokenizer,
     "emoji-mix-vae": emoji_mix_vae,
+    "emoji": emoji,
     "folder-tokenizer": folder_tokenizer,
     "photo-tokenizer": photo_tokenizer,
     "folder": folder,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from smalti.data.sources import DataConfig
-from smalti.recipe import Recipe
+from smalti.layers.transformer import TransformerConfig
+from smalti.paradigms.interleaved import InterleavedConfig
+from smalti.recipe import Recipe, TrainingConfig
 from smalti.recipes.emoji import emoji_tokenizer, emoji_vae
 
 MIX = DataConfig(source="emoji-mix")
@@ -31,4 +33,20 @@ def emoji_mix_vae() -> Recipe:
     smalti train emoji-mix-vae
     data: emoji-mix
     """
-    return emoji_vae().changed(**{"name": "emoji-mix-vae", "data": MIX.model_dump()})
+    return emoji_vae().changed(name="emoji-mix-vae", data=MIX.model_dump())
+
+
+def emoji() -> Recipe:
+    """Emoji drawn from words and put into words: captions, scenes and questions in one sequence of one vocabulary.
+
+    smalti train emoji
+    data: emoji-mix
+    """
+    return Recipe(
+        name="emoji",
+        data=MIX.model_copy(update={"most": 500_000}),
+        tokenizer=emoji_mix_tokenizer(),
+        model=TransformerConfig(layers=5, width=320, heads=5, dropout=0.05),
+        paradigm=InterleavedConfig(row=192),
+        training=TrainingConfig(steps=4000, batch=128, lr=2e-3, muon_lr=0.01, warmup=100, validate_every=400),
+    )

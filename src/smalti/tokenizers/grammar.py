@@ -19,8 +19,8 @@ class Grammar:
     """The sequences of a vocabulary.
 
     `allowed`, bool (turns, V), says which tokens may come at each turn: between parts, inside a text, a codebook's
-    turn, and so on. `axes` is how many coordinates a position has: those of the largest grid, and one more where a
-    signal has several codebooks.
+    turn, and so on; `turn_of` (states,) which turn it is in each state. `axes` is how many coordinates a position has:
+    those of the largest grid, and one more where a signal has several codebooks.
     """
 
     def __init__(self, vocabulary: Vocabulary, device: torch.device | str = "cpu") -> None:
@@ -59,9 +59,10 @@ class Grammar:
 
         turns, turn_of = torch.unique(following >= 0, dim=0, return_inverse=True)
         self.kind_of_id = vocabulary.kind_of(torch.arange(vocabulary.size)).to(self.device)
-        self.following, self._turn_of = following.to(self.device), turn_of.to(self.device)
+        self.following, self.turn_of = following.to(self.device), turn_of.to(self.device)
         self.owed, self.offset, self.advance = (each.to(self.device) for each in (owed, offset, advance))
         self.allowed = turns.to(self.device)[:, self.kind_of_id]
+        self.state_count = states
 
     def turns(self, tokens: Tensor) -> Tensor:
         """Which row of `allowed` each token was one of: sequences (B, T) -> int64 (B, T).
@@ -69,7 +70,7 @@ class Grammar:
         Sequences may stand one behind the other in a row, as packed ones do. Raises UserError where a token is not
         allowed, with its row and position.
         """
-        return self._turn_of[self._states(tokens)]
+        return self.turn_of[self.states(tokens)]
 
     def positions(self, tokens: Tensor) -> Tensor:
         """Where each token stands: sequences (B, T) -> int64 (B, T, axes), no two of a row at one place.
@@ -78,12 +79,15 @@ class Grammar:
         its grid begins, and text goes on behind the grid's longest side (as in Wang et al. 2024, arXiv 2409.12191,
         section 2.1, without their axis of time). Raises UserError as `turns` does.
         """
-        states = self._states(tokens)
+        return self.positions_at(self.states(tokens))
+
+    def positions_at(self, states: Tensor) -> Tensor:
+        """The same from the states before each token: (B, T) -> (B, T, axes)."""
         advance = self.advance[states]
         return (advance.cumsum(1) - advance).unsqueeze(-1) + self.offset[states]
 
-    def _states(self, tokens: Tensor) -> Tensor:
-        """The state before each token: (B, T) -> (B, T)."""
+    def states(self, tokens: Tensor) -> Tensor:
+        """The state before each token: (B, T) -> (B, T), each in [0, number of states). Raises UserError as `turns`."""
         kinds = self.vocabulary.kind_of(tokens.to(self.device))
         state = torch.full((len(tokens),), BETWEEN, device=self.device)
         states = torch.empty_like(kinds)
@@ -101,12 +105,13 @@ class Grammar:
 class Walk:
     """Sequences of `length` tokens, `rows` of them at once, written one token a step by a sampler.
 
-    Ask `allowed` and `positions`, then `take` what was chosen. What is begun is always finished within the length.
+    Ask `allowed` and `positions`, then `take` what was chosen; `state` (rows,) is what the sequences stand in now. What
+    is begun is always finished within the length.
     """
 
     def __init__(self, grammar: Grammar, rows: int, length: int) -> None:
         self.grammar, self.left = grammar, length
-        self._state = torch.full((rows,), BETWEEN, device=grammar.device)
+        self.state = torch.full((rows,), BETWEEN, device=grammar.device)
         self._at = torch.zeros(rows, dtype=torch.int64, device=grammar.device)
 
     def allowed(self) -> Tensor:
@@ -115,17 +120,17 @@ class Walk:
 
     def positions(self) -> Tensor:
         """Where the next tokens stand: int64 (rows, axes), as `Grammar.positions` has it."""
-        return self._at.unsqueeze(-1) + self.grammar.offset[self._state]
+        return self._at.unsqueeze(-1) + self.grammar.offset[self.state]
 
     def take(self, tokens: Tensor) -> None:
         """Go on by one token a row, int64 (rows,). Raises ValueError on one that is not allowed."""
         kinds = self.grammar.kind_of_id[tokens].unsqueeze(-1)
         if not bool(self._allowed_kinds().gather(1, kinds).all()):
             raise ValueError("a token that is not allowed here")
-        self._at = self._at + self.grammar.advance[self._state]
-        self._state = self.grammar.following[self._state].gather(1, kinds).squeeze(1)
+        self._at = self._at + self.grammar.advance[self.state]
+        self.state = self.grammar.following[self.state].gather(1, kinds).squeeze(1)
         self.left -= 1
 
     def _allowed_kinds(self) -> Tensor:
-        following = self.grammar.following[self._state]
+        following = self.grammar.following[self.state]
         return (following >= 0) & (self.grammar.owed[following] < self.left)

@@ -6,9 +6,11 @@ pieces of their own, so any text goes in and the same text comes out, whatever i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -67,8 +69,20 @@ class TextTokenizer:
         return cls(made)
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer into a folder, in the format of Hugging Face `tokenizers`."""
-        write_text(folder / FILE, self._pieces.to_str(pretty=True) + "\n")
+        """Write the tokenizer into a folder."""
+        write_text(folder / FILE, self.json_text())
+
+    def json_text(self) -> str:
+        """The whole tokenizer, in the format of Hugging Face `tokenizers`."""
+        return self._pieces.to_str(pretty=True) + "\n"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TextTokenizer:
+        return self  # nothing changes it
+
+    @property
+    def sha256(self) -> str:
+        """Of the file that `save` writes, in hexadecimal."""
+        return hashlib.sha256(self.json_text().encode()).hexdigest()
 
     @property
     def size(self) -> int:

@@ -26,13 +26,15 @@ class Totals:
         divided by `counted`, is the gradient of the whole loss.
 
         Terms may count different things (pixels, vectors), but in the same proportion in every micro-batch; where they
-        do not, sums could not be divided afterwards, and a ValueError says so.
+        do not, sums could not be divided afterwards, and a ValueError says so. The first must have a coefficient; those
+        that have none are only reported, and count what they like.
         """
         objective: Tensor | float = 0.0
         unit: float | None = None
         for term in terms:
             unit = term.weight if unit is None else unit
-            self._check_proportion(term, unit)
+            if term.coefficient:
+                self._check_proportion(term, unit)
             self.sums[term.name] = self.sums.get(term.name, 0.0) + term.sum.detach().double()
             self.weights[term.name] = self.weights.get(term.name, 0.0) + term.weight
             self.coefficients[term.name] = term.coefficient
@@ -63,9 +65,9 @@ class Totals:
         return next(iter(self.weights.values()))
 
     def means(self) -> dict[str, float]:
-        return {name: float(total) / self.weights[name] for name, total in self.sums.items()}
+        return {name: float(total) / self.weights[name] for name, total in self.sums.items() if self.weights[name]}
 
     def loss(self) -> float:
         """The whole loss: every mean times its coefficient."""
         means = self.means()
-        return sum(means[name] * coefficient for name, coefficient in self.coefficients.items())
+        return sum(means[name] * coefficient for name, coefficient in self.coefficients.items() if coefficient)

@@ -1,0 +1,434 @@
+"""Next-token prediction over text and pictures in one sequence and one vocabulary.
+
+The model writes what it has read others write: a picture after its caption (DALL·E, Ramesh et al. 2021, arXiv
+2102.12092), a caption or an answer after a picture, and turns of both (Chameleon, arXiv 2405.09818). A special token
+says what is asked:
+
+    text, draw, picture     picture, describe, text     picture, text (a question), answer, text
+
+Captions of a share of the pictures are replaced by the token `no_condition`, so that the same network also gives the
+prediction that guidance needs (Ho & Salimans 2022, arXiv 2207.12598). A token only ever competes with those that the
+grammar of the vocabulary allows in its place, in training as in sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from smalti.config import CodeSpec, Examples, Reads
+from smalti.data.batch import Batch
+from smalti.data.example import Questions
+from smalti.data.order import uniform
+from smalti.data.packing import pack
+from smalti.device import decoding_dtype, full_precision
+from smalti.errors import UserError
+from smalti.layers.kept import Kept
+from smalti.layers.stepper import Folded, Stepper
+from smalti.layers.transformer import Transformer, TransformerConfig
+from smalti.paradigms.base import Loss, Paradigm, ParadigmConfig, Progress, untold
+from smalti.paradigms.choose import ChoiceConfig, choose
+from smalti.paradigms.codes import as_grid, check_finite, known_codes, only_first
+from smalti.paradigms.guidance import GuidanceConfig, guide
+from smalti.term import Term
+from smalti.tokenizers.grammar import Grammar, Walk
+from smalti.tokenizers.vocabulary import Codes, Part, Special, Text, Vocabulary, VocabularyConfig
+
+TOKEN_STREAM, TASK_STREAM = 2, 140  # of random numbers: what is drawn, and what is asked in training
+NOBODY = Special("no_condition")
+GIVEN, CODE, PIECE = 0, 1, 2  # what a token is in the loss
+
+
+Asked = tuple[Part, bool]  # a part, and whether the model is asked for it
+
+
+class InterleavedOptions(ChoiceConfig, GuidanceConfig):
+    """How to sample. `temperature`, `top_k`, `top_p` and guidance are for pictures, those of text have its name."""
+
+    text_temperature: float = Field(0.0, ge=0, description="0 takes the likeliest piece")
+    text_top_k: int | None = Field(None, ge=1)
+    text_top_p: float | None = Field(None, gt=0, le=1)
+    most_text: int = Field(64, ge=1, description="pieces of a text that is written")
+
+    @property
+    def of_text(self) -> ChoiceConfig:
+        return ChoiceConfig(temperature=self.text_temperature, top_k=self.text_top_k, top_p=self.text_top_p)
+
+
+class InterleavedConfig(ParadigmConfig):
+    """What sequences are made of in training, and what their tokens count in the loss.
+
+    Of all examples, a share `drawing` is text, then picture; `text_alone` is text without a picture; the rest begins
+    with the picture, which is then described, asked about, or both. `sampling` are the options used when none are
+    given.
+    """
+
+    kind: Literal["interleaved"] = "interleaved"
+    trains: ClassVar[str] = "transformer"
+    reads: ClassVar[Reads] = "codes"
+    words: ClassVar[bool] = True  # it is told the examples' texts
+    pieces: int = Field(1024, ge=256, description="most pieces of text in the vocabulary")
+    longest: int = Field(256, ge=1, description="pieces of a text that are read; what is longer is cut")
+    row: int = Field(256, ge=8, description="tokens of a row that sequences are packed in; longer if one needs it")
+    drawing: float = Field(0.5, ge=0, le=1)
+    text_alone: float = Field(0.1, ge=0, le=1)
+    questions: int = Field(3, ge=0, description="most that are asked about one picture")
+    text_dropout: float = Field(0.1, ge=0, le=1, description="share of the pictures drawn without their caption")
+    text_weight: float = Field(4.0, gt=0, description="what a piece counts in the loss, beside 1 for a code")
+    given_weight: float = Field(0.1, ge=0, description="the same for what is given rather than asked for")
+    sampling: InterleavedOptions = InterleavedOptions()
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> InterleavedConfig:
+        if self.drawing + self.text_alone > 1:
+            raise ValueError(f"drawing {self.drawing:g} and text_alone {self.text_alone:g} are more than all")
+        return self
+
+    def build(self, model: TransformerConfig, examples: Examples, steps: int) -> Interleaved:
+        if examples.codes is None:
+            raise UserError("pictures in a sequence of text need codes, and this tokenizer has none: choose another")
+        if examples.text is None:
+            raise UserError("a model of text and pictures needs captions, and this data has none")
+        return Interleaved(self, model, examples.codes, examples.text.pieces)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What may stand at one kind of place: `ids` (n,), in order; they begin at `start` if none is left out."""
+
+    ids: Tensor
+    start: int | None
+
+
+class Interleaved(Paradigm):
+    """Sequences of a vocabulary; `text` cuts texts into its pieces."""
+
+    sequential = True
+
+    def __init__(self, config: InterleavedConfig, network: TransformerConfig, codes: CodeSpec, pieces: int) -> None:
+        super().__init__()
+        self.config, self.codes = config, codes
+        self.vocabulary = Vocabulary(VocabularyConfig(text=pieces, image=codes))
+        self.grammar = Grammar(self.vocabulary)
+        width = network.width
+        self.token = nn.Embedding(self.vocabulary.size, width)
+        self.next = nn.Embedding(
+            self.grammar.state_count, width
+        )  # what a token is asked for: text, or a place in a grid
+        self.network = Transformer(network)
+        self.head = nn.Linear(width, self.vocabulary.size, bias=False)
+        for table in (self.token, self.next, self.head):
+            nn.init.normal_(table.weight, std=0.02)
+        self._folded = Kept[Folded]()
+        self._turns: list[Turn] | None = None
+        self._grammar: Grammar | None = None
+
+    def players(self) -> dict[str, nn.Module]:
+        return {"network": self}
+
+    # --- training
+
+    def loss(self, player: str, batch: Batch, step: int) -> Loss:
+        config, device = self.config, self.head.weight.device
+        told = [self._told(parts) for parts in self.sequences(batch)]
+        told.sort(key=lambda each: -len(each[0]))  # so they fill rows best
+        hidden, targets, turns, roles = self._read([each[0] for each in told], [each[1] for each in told], device)
+        weight = hidden.new_tensor([config.given_weight, 1.0, config.text_weight], dtype=torch.float32)[roles]
+        whole, nats, hits = weight.new_zeros(()), torch.zeros_like(weight), torch.zeros_like(weight)
+        for turn, may in enumerate(self.turns(device)):
+            here = turns == turn
+            if len(may.ids) == 1 or not bool(here.any()):  # nothing to choose
+                continue
+            logits, place = self.says(hidden[here], may), torch.searchsorted(may.ids, targets[here])
+            with full_precision(device):
+                cost = F.cross_entropy(logits, place, reduction="none")
+                whole = whole + (cost * weight[here]).sum()
+            nats[here], hits[here] = cost.detach(), (logits.detach().argmax(-1) == place).float()
+        terms = [Term("loss", whole / self.codes.length, len(batch.rows))]
+        for role, name in ((CODE, "code"), (PIECE, "piece")):
+            asked = roles == role
+            terms.append(Term(f"nats_a_{name}", nats[asked].sum(), int(asked.sum()), 0.0))
+            terms.append(Term(f"accuracy_{name}", hits[asked].sum(), int(asked.sum()), 0.0))
+        return Loss(terms)
+
+    def sequences(self, batch: Batch) -> list[list[Asked]]:
+        """For each example its parts, and which of them the model is asked for; drawn from (seed, step, row)."""
+        kinds = 5 + self._most_questions(batch)
+        chance = torch.stack([uniform(batch.seed, batch.step, batch.rows, TASK_STREAM + i) for i in range(kinds)], 1)
+        texts = batch.texts or [""] * len(batch.rows)
+        questions: Sequence[Questions] = batch.questions or [()] * len(batch.rows)
+        return [
+            list(self._parts(Codes("image", x), text, asked, numbers))
+            for x, text, asked, numbers in zip(batch.x.cpu(), texts, questions, chance.tolist(), strict=True)
+        ]
+
+    def _most_questions(self, batch: Batch) -> int:
+        return max((len(each) for each in batch.questions or ()), default=0)
+
+    def _parts(self, picture: Part, text: str, questions: Questions, chance: list[float]) -> Iterator[Asked]:
+        config, (task, dropped, described, after, how_many, *lots) = self.config, chance
+        order = sorted(range(len(questions)), key=lambda i: lots[i])
+        turns = [questions[i] for i in order[: min(config.questions, 1 + int(how_many * config.questions))]]
+        if text and task < config.text_alone:
+            yield self.cut(text), True
+        elif (not text and not questions) or task < config.text_alone + config.drawing:
+            shown = text and (dropped >= config.text_dropout or not self.training)
+            yield (self.cut(text) if shown else NOBODY), False
+            yield from ((Special("draw"), False), (picture, True))
+            if after < 0.2:
+                yield from self._answers(turns)
+        else:
+            yield picture, False
+            if text and (described < 0.5 or not turns):
+                # before the questions, or after
+                first, second = (turns, []) if described < 0.25 else ([], turns)
+                yield from self._answers(first)
+                yield from ((Special("describe"), False), (self.cut(text), True))
+                yield from self._answers(second)
+            else:
+                yield from self._answers(turns)
+
+    def _answers(self, turns: Sequence[tuple[str, str]]) -> Iterator[Asked]:
+        for question, answer in turns:
+            yield from ((self.cut(question), False), (Special("answer"), False), (self.cut(answer), True))
+
+    def cut(self, text: str) -> Text:
+        """A text's pieces, the first `longest` of them."""
+        assert self.text is not None, "a model of text needs its tokenizer"
+        return Text(self.text.encode(text, self.config.longest).ids)
+
+    def _told(self, parts: Sequence[Asked]) -> tuple[Tensor, Tensor]:
+        """A sequence (T,) that ends with padding, and the role of each of its tokens (T,)."""
+        tokens, roles = [], []
+        for part, asked in parts:
+            tokens.append(self.vocabulary.interleave([part]))
+            each = torch.full((len(tokens[-1]),), GIVEN)
+            if asked:  # not what begins it; nor the end of a picture, which goes without saying
+                each[1:] = PIECE if isinstance(part, Text) else CODE
+                each[-1] = PIECE if isinstance(part, Text) else GIVEN
+            roles.append(each)
+        end = torch.tensor([self.vocabulary.id_of("padding")])
+        return torch.cat([*tokens, end]), torch.cat([*roles, torch.tensor([GIVEN])])
+
+    def _read(
+        self, sequences: Sequence[Tensor], roles: Sequence[Tensor], device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Sequences packed in rows and read: for every token but the first of each, what the network says before it
+        (n, width), the token (n,), its turn (n,) and its role (n,)."""
+        end = self.vocabulary.id_of("padding")
+        every = pad_sequence(list(sequences), batch_first=True, padding_value=end)
+        states = self.grammar.states(every)
+        positions = self.grammar.positions_at(states)
+        row = max(self.config.row, len(sequences[0]))
+        packed = pack(sequences, row, end)
+        at = (packed.examples.clamp_min(0), packed.positions)
+        after = F.pad(states, (0, 1))[:, 1:]  # the state that a token leads to
+        inputs, follow = packed.tokens.to(device), after[at].to(device)
+        hidden = self.network(
+            self.token(inputs) + self.next(follow), positions[at].to(device), packed.attend.to(device)
+        )
+        # what is followed by a token of the same sequence says that one
+        says = (packed.examples[:, 1:] == packed.examples[:, :-1]) & (packed.examples[:, 1:] >= 0)
+        rows, places = says.nonzero(as_tuple=True)
+        example, place = packed.examples[rows, places], packed.positions[rows, places] + 1
+        role = pad_sequence(list(roles), batch_first=True)
+        flat = (rows * row + places).to(device)
+        told = hidden.flatten(0, 1).index_select(0, flat)
+        turns = self.grammar.turn_of[states[example, place]]
+        return told, every[example, place].to(device), turns.to(device), role[example, place].to(device)
+
+    def grammar_on(self, device: torch.device) -> Grammar:
+        """The grammar where sequences are written; in training it reads on the processor."""
+        if self._grammar is None or self._grammar.device != device:
+            self._grammar = self.grammar if device == self.grammar.device else Grammar(self.vocabulary, device)
+        return self._grammar
+
+    def turns(self, device: torch.device) -> list[Turn]:
+        """The turns of the grammar, with their ids on a device."""
+        if self._turns is None or self._turns[0].ids.device != device:
+            found = [allowed.nonzero().flatten() for allowed in self.grammar.allowed]
+            row = [len(ids) > 0 and int(ids[-1] - ids[0]) == len(ids) - 1 for ids in found]
+            self._turns = [
+                Turn(ids.to(device), int(ids[0]) if whole else None) for ids, whole in zip(found, row, strict=True)
+            ]
+        return self._turns
+
+    def says(self, hidden: Tensor, turn: Turn) -> Tensor:
+        """What the network says (n, width) -> logits fp32 (n, ids of the turn)."""
+        if turn.start is not None:
+            weight = self.head.weight[turn.start : turn.start + len(turn.ids)]
+        else:
+            weight = self.head.weight.index_select(0, turn.ids)
+        return F.linear(hidden, weight).float()
+
+    # --- sampling
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        condition: Sequence[str] | None = None,
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
+        seed: int = 0,
+        options: InterleavedOptions | None = None,
+        first: int = 0,
+        trajectory: list[Tensor] | None = None,
+        progress: Progress = untold,
+    ) -> Tensor:
+        """Draw codes (n, Q, *grid).
+
+        condition: a prompt for each; None or "" leaves what is drawn open. known: codes (n, Q, *grid) of which those
+        under `mask` (bool, same shape) are kept: they must come first in raster order. Row i draws its noise from
+        (seed, first + i). `trajectory` is given the grid after every code, -1 where none has been chosen yet. Raises
+        UserError on a mask that it cannot honour and on weights that are not finite.
+        """
+        options = options or self.config.sampling
+        device = self.head.weight.device
+        codes, keep = known_codes(self.codes, known, mask, n, device)
+        if not only_first(keep):
+            raise UserError(
+                "a next-token model completes only what follows in reading order: the kept part must come first"
+            )
+        prompts = [NOBODY if not text else self.cut(text) for text in condition or [""] * n]
+        begun = [self.vocabulary.interleave([prompt, Special("draw")]) for prompt in prompts]
+        length = self.codes.length
+        ways, done = [torch.full((n, length), -1) for _ in range(length)], 0
+        for rows in _alike(begun):
+            where = torch.tensor(rows)
+            prefix = torch.stack([begun[row] for row in rows]).to(device)
+            drawing = self._drawn(prefix, codes[where], keep[where], seed, first + where, options)
+            for place, chosen in enumerate(drawing):
+                codes[where, : place + 1] = chosen
+                ways[place][where, : place + 1] = chosen.cpu()
+                progress(done * length + (place + 1) * len(rows), n * length)
+            done += len(rows)
+        if trajectory is not None:
+            trajectory += [as_grid(way, self.codes) for way in ways]
+        return as_grid(codes, self.codes)
+
+    def _drawn(
+        self,
+        prefix: Tensor,
+        codes: Tensor,
+        keep: Tensor,
+        seed: int,
+        rows: Tensor,
+        options: InterleavedOptions,
+    ) -> Iterator[Tensor]:
+        """After prefixes (n, t) of one length, the codes so far (n, 1), (n, 2), … up to (n, T); what is kept stays."""
+        n, length = codes.shape
+        begun = [prefix]
+        if options.guidance != 1 and int(prefix[0, 0]) != self.vocabulary.id_of(NOBODY.name):
+            begun.append(self.vocabulary.interleave([NOBODY, Special("draw")]).to(prefix.device).expand(n, -1))
+        pens = [_Pen(self, n, each.shape[1] + 1 + length) for each in begun]
+        token = torch.full((n,), self.vocabulary.id_of("begin_image"), device=prefix.device)
+        for pen, each in zip(pens, begun, strict=True):
+            pen.read_all(each)
+        for place, name in enumerate(self.vocabulary.reading_order("image")):
+            ids = self.vocabulary.ranges[name]
+            said = [pen.logits(pen.read(token), ids) for pen in pens]
+            logits = said[0]
+            if len(said) > 1:
+                with_text, without = (each.log_softmax(-1) for each in said)
+                logits = guide(with_text, without, options.scale(place / max(1, length - 1)))
+            drawn = choose(logits, uniform(seed, place, rows, TOKEN_STREAM).to(logits.device), options)
+            codes[:, place] = torch.where(keep[:, place], codes[:, place], drawn)
+            token = codes[:, place] + ids.start
+            yield codes[:, : place + 1]
+        check_finite(logits)  # what is broken at one code stays in the cache, and breaks the last one too
+
+    @torch.no_grad()
+    def write(
+        self,
+        begun: Sequence[Sequence[Part]],
+        seed: int = 0,
+        options: InterleavedOptions | None = None,
+        first: int = 0,
+        progress: Progress = untold,
+    ) -> list[str]:
+        """The text that follows each of several beginnings, at most `most_text` pieces.
+
+        Row i draws its noise from (seed, first + i). Raises UserError on weights that are not finite.
+        """
+        options, device = options or self.config.sampling, self.head.weight.device
+        sequences = [F.pad(self.vocabulary.interleave(parts), (0, 1), value=self._begin_text) for parts in begun]
+        texts, done = [""] * len(begun), 0
+        for rows in _alike(sequences):
+            prefix = torch.stack([sequences[row] for row in rows]).to(device)
+            pieces = self._say(prefix, seed, first + torch.tensor(rows), options)
+            for row, each in zip(rows, pieces, strict=True):
+                assert self.text is not None
+                texts[row] = self.text.decode(each)
+            done += len(rows)
+            progress(done, len(begun))
+        return texts
+
+    @property
+    def _begin_text(self) -> int:
+        return self.vocabulary.id_of("begin_text")
+
+    def _say(self, prefix: Tensor, seed: int, rows: Tensor, options: InterleavedOptions) -> list[list[int]]:
+        """The pieces that follow prefixes (n, t) of one length."""
+        end = self.vocabulary.id_of("end_text")
+        pen = _Pen(self, len(prefix), prefix.shape[1] + options.most_text + 1)
+        hidden = pen.read_all(prefix)
+        ids = torch.cat([torch.arange(self.vocabulary.config.text), torch.tensor([end])]).to(prefix.device)
+        said: list[Tensor] = []
+        over = torch.zeros(len(prefix), dtype=torch.bool, device=prefix.device)
+        while len(said) < options.most_text and not bool(over.all()):
+            logits = pen.logits(hidden, ids)
+            drawn = ids[choose(logits, uniform(seed, len(said), rows, TOKEN_STREAM).to(ids.device), options.of_text)]
+            over = over | (drawn == end)
+            said.append(drawn.masked_fill(over, end))
+            if len(said) < options.most_text:
+                hidden = pen.read(drawn.masked_fill(over, 0))  # what is over says on, and nobody listens
+        check_finite(logits)
+        every = torch.stack(said, 1).tolist()
+        return [each[: each.index(end)] if end in each else each for each in every]
+
+
+class _Pen:
+    """Reads and writes `rows` sequences of one length, one token after the other."""
+
+    def __init__(self, model: Interleaved, rows: int, length: int) -> None:
+        device = model.head.weight.device
+        self.model, self.dtype = model, decoding_dtype(device, rows)
+        self.walk = Walk(model.grammar_on(device), rows, length + 2)  # what is begun may end
+        positions = torch.zeros(1, model.grammar.axes, device=device)
+        folded = model._folded.of([model.network], lambda: Folded(model.network, positions, self.dtype), self.dtype)
+        self.stepper = Stepper(folded, rows, length)
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Go on by a token of each row (n,) -> what the network says next (n, width)."""
+        positions = self.walk.positions()
+        self.walk.take(tokens)
+        x = self.model.token(tokens) + self.model.next(self.walk.state)
+        return self.stepper.step(x.to(self.dtype), positions=positions)
+
+    def read_all(self, tokens: Tensor) -> Tensor:
+        """The same for several tokens of each row (n, t), one at least."""
+        for each in tokens.unbind(1):
+            hidden = self.read(each)
+        return hidden
+
+    def logits(self, hidden: Tensor, ids: range | Tensor) -> Tensor:
+        """What the network says (n, width) -> logits fp32 of these ids (n, ids)."""
+        weight = self.model.head.weight
+        weight = weight[ids.start : ids.stop] if isinstance(ids, range) else weight[ids]
+        return F.linear(hidden, weight.to(self.dtype)).float()
+
+
+def _alike(sequences: Sequence[Tensor]) -> list[list[int]]:
+    """The places of sequences of one length together, which can be read at once."""
+    alike: dict[int, list[int]] = {}
+    for place, each in enumerate(sequences):
+        alike.setdefault(len(each), []).append(place)
+    return list(alike.values())

@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from smalti.config import CodeSpec, Examples, SignalSpec, TextSpec
+from smalti.data.batch import Batch
+from smalti.errors import UserError
+from smalti.layers.transformer import TransformerConfig
+from smalti.paradigms.interleaved import CODE, GIVEN, NOBODY, PIECE, Interleaved, InterleavedConfig, InterleavedOptions
+from smalti.tokenizers.text import TextTokenizer
+from smalti.tokenizers.vocabulary import Codes, Special, Text
+from smalti.training.totals import Totals
+
+WORDS = ["a red dog", "a blue cat", "two green birds, on white", "nothing"]
+QUESTIONS = (("what is it?", "a dog"), ("how many?", "one"), ("which colour?", "red"))
+TEXT = TextTokenizer.trained(WORDS * 3, 280)
+CODE_SPEC = CodeSpec(codebooks=2, grid=(2, 3), size=8)
+EXAMPLES = Examples(
+    signal=SignalSpec(channels=1, shape=(8, 12)),
+    codes=CODE_SPEC,
+    text=TextSpec(pieces=TEXT.size, sha256=TEXT.sha256),
+)
+NETWORK = TransformerConfig(layers=2, width=32, heads=2, dropout=0.0)
+
+
+def made(spread: float = 0.3, **changes) -> Interleaved:
+    torch.manual_seed(0)
+    model = InterleavedConfig(**changes).build(NETWORK, EXAMPLES, steps=10)
+    model.text = TEXT
+    for weight in model.parameters():  # output products start at zero, and a network of zeros tells little
+        torch.nn.init.normal_(weight, std=spread) if weight.ndim > 1 else None
+    return model.eval()
+
+
+def batch_of(n: int = 16, step: int = 3, texts: bool = True) -> Batch:
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randint(0, CODE_SPEC.size, (n, 2, 2, 3), generator=generator)
+    told = [WORDS[i % len(WORDS)] for i in range(n)] if texts else None
+    asked = [QUESTIONS[: i % 4] for i in range(n)] if texts else None
+    return Batch(step, torch.arange(n), torch.arange(n), x, None, told, asked, seed=5)
+
+
+def kinds(parts) -> list[str]:
+    return [
+        part.name if isinstance(part, Special) else "text" if isinstance(part, Text) else "picture" for part, _ in parts
+    ]
+
+
+# --- sequences for training
+
+
+def test_sequences_have_the_shares_that_are_asked_for():
+    model, n = made(questions=2).train(), 4000
+    batch = batch_of(n)
+    told = [kinds(parts) for parts in model.sequences(batch)]
+    alone = sum(each == ["text"] for each in told) / n
+    drawn = [each for each in told if each[:1] != ["picture"] and each != ["text"]]
+    hidden = sum(each[0] == NOBODY.name for each in drawn) / len(drawn)
+    assert alone == pytest.approx(0.1, abs=0.02)
+    assert len(drawn) / n == pytest.approx(0.5, abs=0.03)
+    assert hidden == pytest.approx(0.1, abs=0.02)
+    assert all(each[1:3] == ["draw", "picture"] for each in drawn)
+    read = [each for each in told if each[0] == "picture"]
+    assert all(each.count("answer") <= 2 and len(each) > 1 for each in read)
+    assert any("describe" in each and "answer" in each for each in read)
+    assert {each.index("describe") < each.index("answer") for each in read if {"describe", "answer"} <= set(each)} == {
+        True,
+        False,
+    }
+
+
+def test_a_model_in_use_is_told_every_caption():
+    told = [kinds(parts) for parts in made().eval().sequences(batch_of(400))]
+    assert not any(each[0] == NOBODY.name for each in told)
+
+
+def test_an_example_without_words_is_drawn_for_nobody():
+    assert {tuple(kinds(parts)) for parts in made().sequences(batch_of(50, texts=False))} == {
+        (NOBODY.name, "draw", "picture")
+    }
+
+
+def test_what_is_asked_for_is_what_the_model_should_say():
+    for parts in made().train().sequences(batch_of(200)):
+        for i, (part, asked) in enumerate(parts):
+            before = parts[i - 1][0] if i else None
+            wanted = isinstance(before, Special) and before.name in ("draw", "describe", "answer")
+            assert asked == (wanted or len(parts) == 1), parts
+            if isinstance(part, Special):
+                assert not asked
+
+
+def test_roles_are_those_of_what_is_asked_for():
+    model = made()
+    picture = Codes("image", torch.zeros(2, 2, 3, dtype=torch.int64))
+    tokens, roles = model._told([(Text((1, 2)), False), (Special("draw"), False), (picture, True)])
+    assert roles.tolist() == [GIVEN] * 5 + [GIVEN] + [CODE] * 12 + [GIVEN] * 2
+    assert len(tokens) == len(roles)
+    _, roles = model._told([(picture, False), (Special("describe"), False), (Text((1, 2)), True)])
+    assert roles.tolist() == [GIVEN] * 15 + [GIVEN, PIECE, PIECE, PIECE] + [GIVEN]
+
+
+# --- the loss
+
+
+def naive(model: Interleaved, batch: Batch) -> dict[str, float]:
+    """The loss one sequence after the other, all logits masked by what the grammar allows."""
+    config, sums = model.config, {"loss": 0.0, "code": 0.0, "piece": 0.0, "codes": 0, "pieces": 0}
+    for parts in model.sequences(batch):
+        tokens, roles = model._told(parts)
+        allowed = model.grammar.allowed[model.grammar.turns(tokens[None])[0]]
+        states = model.grammar.states(tokens[None])
+        x = model.token(tokens[None, :-1]) + model.next(states[:, 1:])
+        hidden = model.network(x, model.grammar.positions(tokens[None])[:, :-1])
+        logits = model.head(hidden)[0].masked_fill(~allowed[1:], -torch.inf)
+        nats = F.cross_entropy(logits, tokens[1:], reduction="none").tolist()
+        for cost, role in zip(nats, roles[1:].tolist(), strict=True):
+            weight = {GIVEN: config.given_weight, CODE: 1.0, PIECE: config.text_weight}[role]
+            sums["loss"] += weight * cost / model.codes.length / len(batch.rows)
+            if role:
+                name = {CODE: "code", PIECE: "piece"}[role]
+                sums[name], sums[f"{name}s"] = sums[name] + cost, sums[f"{name}s"] + 1
+    return {
+        "loss": sums["loss"],
+        "nats_a_code": sums["code"] / sums["codes"],
+        "nats_a_piece": sums["piece"] / sums["pieces"],
+    }
+
+
+@pytest.mark.parametrize("row", [8, 64, 300])
+def test_the_loss_is_that_of_each_sequence_alone_with_other_kinds_masked(row):
+    """Packed in rows of any length: nothing leaks between examples, and no logit of another kind counts."""
+    model, batch = made(row=row), batch_of(24)
+    totals = Totals()
+    with torch.no_grad():
+        totals.add(model.loss("network", batch, 3).terms)
+        expected = naive(model, batch)
+    for name, value in expected.items():
+        assert totals.means()[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_an_example_has_no_gradient_from_its_neighbours():
+    model = made(row=256).train()
+    batch = batch_of(8)
+    told = sorted((model._told(parts) for parts in model.sequences(batch)), key=lambda each: -len(each[0]))
+    seen = []
+    model.token.register_forward_hook(lambda module, given, out: (out.retain_grad(), seen.append((given[0], out)))[1])
+    hidden, targets, *_ = model._read([each[0] for each in told], [each[1] for each in told], torch.device("cpu"))
+    # the states that say the tokens of the first sequence
+    first = len(told[0][0]) - 1
+    assert targets[:first].tolist() == told[0][0][1:].tolist()
+    (hidden[:first] * torch.randn_like(hidden[:first])).sum().backward()
+    grad = seen[0][1].grad
+    assert grad[0, :first].abs().sum(-1).min() > 0
+    grad[0, :first] = 0
+    assert grad.abs().max() == 0
+
+
+def test_logits_of_other_kinds_have_no_gradient():
+    model = made(drawing=1.0, text_alone=0.0, given_weight=0.0).train()
+    Totals().add(model.loss("network", batch_of(8, texts=False), 3).terms).backward()
+    ranges = model.vocabulary.ranges
+    assert model.head.weight.grad[list(ranges["image_0"])].abs().sum() > 0
+    assert model.head.weight.grad[list(ranges["text"])].abs().max() == 0
+
+
+# --- sampling
+
+
+def greedy(model: Interleaved, prompt: str) -> torch.Tensor:
+    """A picture by the whole network at every step, likeliest code first."""
+    sequence = model.vocabulary.interleave([model.cut(prompt) if prompt else NOBODY, Special("draw")])
+    sequence = torch.cat([sequence, torch.tensor([model.vocabulary.id_of("begin_image")])])
+    for name in model.vocabulary.reading_order("image"):
+        ids = model.vocabulary.ranges[name]
+        states = F.pad(model.grammar.states(sequence[None]), (0, 1))
+        walked = model.grammar.states(torch.cat([sequence, torch.tensor([ids.start])])[None])
+        assert torch.equal(walked[:, :-1], states[:, :-1])
+        x = model.token(sequence[None]) + model.next(walked[:, 1:])
+        hidden = model.network(x, model.grammar.positions(sequence[None]))
+        said = model.head(hidden)[0, -1, ids.start : ids.stop]
+        sequence = torch.cat([sequence, said.argmax()[None] + ids.start])
+    return model.vocabulary.split(torch.cat([sequence, torch.tensor([model.vocabulary.id_of("end_image")])]))[-1].codes
+
+
+@pytest.mark.parametrize("prompt", ["", "a red dog", "two green birds, on white"])
+@torch.no_grad()
+def test_drawing_step_by_step_is_drawing_with_the_whole_network(prompt):
+    model = made()
+    drawn = model.sample(1, [prompt], options=InterleavedOptions(temperature=0))
+    assert torch.equal(drawn[0], greedy(model, prompt))
+
+
+def test_a_row_hangs_on_its_own_prompt_and_number_alone():
+    model = made()
+    prompts = ["a red dog", "", "nothing", "a blue cat", "two green birds, on white"]
+    together = model.sample(5, prompts, seed=7, options=InterleavedOptions(guidance=2))
+    for i, prompt in enumerate(prompts):
+        alone = model.sample(1, [prompt], seed=7, first=i, options=InterleavedOptions(guidance=2))
+        assert torch.equal(alone[0], together[i])
+
+
+def test_guidance_pulls_away_from_what_is_drawn_for_nobody():
+    model = made()
+    plain, nothing = model.sample(1, ["a red dog"], seed=1), model.sample(1, [""], seed=1)
+    assert torch.equal(model.sample(1, ["a red dog"], seed=1, options=InterleavedOptions(guidance=0)), nothing)
+    assert not torch.equal(plain, nothing)
+
+
+def test_known_codes_stay_and_must_come_first():
+    model = made()
+    known = torch.randint(0, 8, (2, 2, 2, 3), generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(2, 2, 2, 3, dtype=torch.bool)
+    mask[:, :, 0] = True
+    drawn = model.sample(2, ["a red dog", "nothing"], known, mask)
+    assert torch.equal(drawn[mask], known[mask])
+    assert not torch.equal(drawn, known)
+    with pytest.raises(UserError, match="must come first"):
+        model.sample(2, ["", ""], known, ~mask)
+
+
+def test_a_trajectory_ends_at_the_sample():
+    model, way = made(), []
+    drawn = model.sample(3, ["nothing", "a red dog", "nothing"], seed=2, trajectory=way)
+    assert len(way) == CODE_SPEC.length
+    assert torch.equal(way[-1], drawn)
+    assert [(state >= 0).flatten(1).sum(1).tolist() for state in way[:3]] == [[1] * 3, [2] * 3, [3] * 3]
+
+
+@torch.no_grad()
+def test_writing_step_by_step_is_writing_with_the_whole_network():
+    model = made()
+    picture = Codes("image", torch.randint(0, 8, (2, 2, 3), generator=torch.Generator().manual_seed(3)))
+    begun = [picture, Special("describe")]
+    options = InterleavedOptions(most_text=6)
+    sequence = torch.cat([model.vocabulary.interleave(begun), torch.tensor([model.vocabulary.id_of("begin_text")])])
+    said: list[int] = []
+    for _ in range(options.most_text):
+        states = model.grammar.states(torch.cat([sequence, torch.tensor([0])])[None])
+        x = model.token(sequence[None]) + model.next(states[:, 1:])
+        logits = model.head(model.network(x, model.grammar.positions(sequence[None])))[0, -1]
+        allowed = model.grammar.allowed[model.grammar.turn_of[states[0, -1]]]
+        token = logits.masked_fill(~allowed, -torch.inf).argmax()
+        if token == model.vocabulary.id_of("end_text"):
+            break
+        said.append(int(token))
+        sequence = torch.cat([sequence, token[None]])
+    assert model.write([begun, begun], options=options) == [TEXT.decode(said)] * 2
+
+
+@pytest.mark.parametrize("temperature", [1.5, 5.0])
+def test_whatever_the_weights_a_grid_is_whole_and_a_text_is_text(temperature):
+    model = made(spread=1.0)
+    options = InterleavedOptions(temperature=temperature, text_temperature=temperature, most_text=9)
+    codes = model.sample(64, WORDS * 16, seed=1, options=options)
+    assert codes.shape == (64, 2, 2, 3)
+    assert 0 <= int(codes.min()) <= int(codes.max()) < 8
+    picture = Codes("image", codes[0])
+    assert all(isinstance(each, str) for each in model.write([[picture, Special("describe")]] * 64, 1, options))
+
+
+def test_broken_weights_are_told():
+    model = made()
+    model.head.weight.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="not finite"):
+        model.sample(1, ["nothing"])
+    with pytest.raises(UserError, match="not finite"):
+        model.write([[Codes("image", torch.zeros(2, 2, 3, dtype=torch.int64)), Special("describe")]])
+
+
+def test_a_copy_speaks_as_the_original():
+    model = made()
+    other = copy.deepcopy(model)
+    assert other.text is model.text
+    assert torch.equal(other.sample(1, ["a red dog"]), model.sample(1, ["a red dog"]))
+
+
+def test_it_learns_to_draw_what_is_asked_and_to_say_what_it_sees():
+    """Four captions, a picture each: both directions known by heart, which chance does 1 in 8 codes of."""
+    torch.manual_seed(0)
+    config = InterleavedConfig(text_dropout=0.0)
+    model = config.build(TransformerConfig(layers=2, width=64, heads=2, dropout=0.0), EXAMPLES, steps=150)
+    model.text = TEXT
+    pictures = torch.randint(0, 8, (4, 2, 2, 3), generator=torch.Generator().manual_seed(9))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(150):
+        which = torch.arange(16) % 4
+        batch = Batch(step, torch.arange(16), which, pictures[which], None, [WORDS[i] for i in which], None, seed=1)
+        Totals().add(model.loss("network", batch, step).terms).div(16).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    assert torch.equal(model.sample(4, WORDS, options=InterleavedOptions(temperature=0)), pictures)
+    assert model.write([[Codes("image", each), Special("describe")] for each in pictures]) == WORDS
+
+
+# --- what does not fit
+
+
+def test_it_needs_codes_and_text():
+    with pytest.raises(UserError, match="need codes"):
+        InterleavedConfig().build(NETWORK, EXAMPLES.model_copy(update={"codes": None}), 1)
+    with pytest.raises(UserError, match="captions"):
+        InterleavedConfig().build(NETWORK, EXAMPLES.model_copy(update={"text": None}), 1)
+
+
+def test_shares_above_all_are_refused():
+    with pytest.raises(ValueError, match="more than all"):
+        InterleavedConfig(drawing=0.8, text_alone=0.3)
