@@ -21,7 +21,7 @@ ARROW = (
     ("paradigms",),
     ("recipe",),
     ("training",),
-    ("model",),
+    ("model", "reader"),
     ("sampling",),
     ("evaluation",),
     ("recipes",),

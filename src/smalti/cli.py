@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from smalti.config import Config
     from smalti.model import Generator, Tokenizer
     from smalti.paradigms.base import Progress
+    from smalti.reader import Reader
 
 app = typer.Typer(
     help="Cut any signal into tokens, and train the transformers that lay them again.",
@@ -351,6 +352,45 @@ def sample(
 
 
 @app.command(cls=WithFields)
+def caption(
+    context: typer.Context,
+    run: RunArgument,
+    files: Files,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    device: Device = "auto",
+) -> None:
+    """Pictures put into words. Options: --text-temperature, --text-top-k, --text-top-p, --most-text."""
+    from smalti.sampling.reading import caption_files
+
+    reader = _reader(run, device)
+    _print_told(caption_files(reader, files, seed, _options(reader, context.obj)), as_json)
+
+
+@app.command(cls=WithFields)
+def ask(
+    context: typer.Context,
+    run: RunArgument,
+    words: Annotated[
+        list[str], typer.Argument(metavar='FILE… "QUESTION"', help="pictures, then the question about each of them")
+    ],
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    device: Device = "auto",
+) -> None:
+    """A question about pictures: smalti ask RUN FILE "which group?"."""
+    from smalti.sampling.reading import ask_files
+
+    *files, question = words
+    if not files:
+        raise UserError('ask takes a picture, then the question: smalti ask RUN FILE "which group?"')
+    if Path(question).exists():
+        raise UserError(f"{question} is a file, and the question is missing; it comes last, in quotes")
+    reader = _reader(run, device)
+    _print_told(ask_files(reader, files, question, seed, _options(reader, context.obj)), as_json)
+
+
+@app.command(cls=WithFields)
 def complete(
     context: typer.Context,
     run: RunArgument,
@@ -479,6 +519,24 @@ def _generator(run: Path, device: str) -> Generator:
     from smalti.model import load
 
     return _generating(load(run, device), run)
+
+
+def _reader(run: Path, device: str) -> Reader:
+    from smalti.reader import Reader
+
+    model = _generator(run, device)
+    if isinstance(model, Reader):
+        return model
+    raise UserError(f"{run} was trained without text, and says nothing about pictures; train one with captions")
+
+
+def _print_told(told: Iterable[tuple[Path, str]], as_json: bool) -> None:
+    """What was said of each file: a line each, or one object."""
+    if as_json:
+        _print_json({str(path): text for path, text in told})
+        return
+    for path, text in told:
+        print(f"{path}  {text}")
 
 
 def _generating(model: Tokenizer | Generator, run: Path) -> Generator:

@@ -461,12 +461,20 @@ def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator:
     model: Tokenizer | Generator
     if recipe.generates:
         tokenizer = None if recipe.paradigm.reads == "signals" else _carried_tokenizer(folder, device)
-        model = Generator(recipe, examples, paradigm, place, tokenizer)
+        model = _kind_of_generator(recipe)(recipe, examples, paradigm, place, tokenizer)
     else:
         model = Tokenizer(recipe, examples, paradigm, place)
     model.figures = config.get("figures", {})
     model.sha256 = config["weights_sha256"]
     return model
+
+
+def _kind_of_generator(recipe: Recipe) -> type[Generator]:
+    if recipe.paradigm.kind != "interleaved":
+        return Generator
+    from smalti.reader import Reader  # which is a Generator
+
+    return Reader
 
 
 def _carried_tokenizer(folder: Path, device: str) -> Tokenizer:

@@ -22,11 +22,11 @@ from smalti.data.arrays import Held, in_order, shuffled
 from smalti.data.augment import augment
 from smalti.data.batch import Batch
 from smalti.data.image import to_signal
-from smalti.data.loader import Loader
+from smalti.data.loader import Loader, sweep_pixels
 from smalti.data.sources import DataConfig, Source, open_source
 from smalti.device import pick_device
 from smalti.errors import UserError
-from smalti.evaluation.evaluate import HeldOut, gathered
+from smalti.evaluation.evaluate import HeldOut, gathered, left_out
 from smalti.evaluation.pages import write_report
 from smalti.model import Tokenizer
 from smalti.paradigms.base import Paradigm
@@ -253,10 +253,9 @@ class _Training:
         path = self.folder / reads / f"{split}.safetensors"
         key = f"{tokenizer.sha256}/{source.fingerprint}/{variants}/{config.flip}/{config.shift}"
         if self.ranks.writes and _stored(path, key) is None:
-            held = gathered(source, config)
-            self._tell_broken(held.broken)
             encode = tokenizer.encode if reads == "codes" else tokenizer.latents
-            _encode_all(encode, held, config, variants, path, key)
+            kept = _encode_all(encode, source, config, variants, path, key)
+            self._tell_broken([*source.broken, *left_out(source, kept)])
         self.ranks.wait()
         stored = _stored(path, key)
         assert stored is not None
@@ -297,29 +296,35 @@ def _signals(held: HeldOut, size: int, ranks: Ranks) -> Iterator[Batch]:
 
 
 def _encode_all(
-    encode: Callable[[Tensor], Tensor], held: HeldOut, config: DataConfig, variants: int, path: Path, key: str
-) -> None:
-    everything = torch.arange(len(held))
+    encode: Callable[[Tensor], Tensor], source: Source, config: DataConfig, variants: int, path: Path, key: str
+) -> Tensor:
+    """Encode a source into a file, some pictures after the other: there may be more than memory holds.
+
+    Gives back the numbers of the pictures that could be read.
+    """
+    asked = torch.arange(len(source)).split(1000)
     codings = []
-    with ProgressLine("encode", variants * len(held)) as line:
+    with ProgressLine("encode", variants * len(source)) as line:
         for variant in range(variants):
-            parts = []
-            for rows in everything.split(1000):
-                pixels = held.pixels[rows]
+            parts, taken = [], []
+            for rows, pixels in sweep_pixels(source, config, asked):
                 if variant:  # the first coding is of the pictures as they are
                     pixels = augment(pixels, variant, 0, rows, config.flip, config.shift)
                 made = encode(to_signal(pixels))
                 parts.append(made if made.is_floating_point() else made.to(torch.int32))
-                line.update(variant * len(held) + int(rows[-1]) + 1)
+                taken.append(rows)
+                line.update(variant * len(source) + int(rows[-1]) + 1)
             codings.append(torch.cat(parts))
-    tensors = {"values": torch.stack(codings).contiguous(), "rows": held.rows}
-    if held.labels is not None:
-        tensors["labels"] = held.labels
+    every = torch.cat(taken)
+    tensors = {"values": torch.stack(codings).contiguous(), "rows": every}
+    if source.label_ids is not None:
+        tensors["labels"] = source.label_ids[every]
     fresh = path.with_suffix(".new")
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, fresh, {"key": key})
         fresh.replace(path)
+    return every
 
 
 def _stored(path: Path, key: str) -> Held | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from types import TracebackType
 
@@ -87,14 +87,18 @@ def sweep(source: Source, config: DataConfig, batch: int, rank: int = 0, ranks: 
     mine = torch.arange(len(source))
     if len(source) >= ranks:
         mine = mine[rank::ranks]
-    asked = mine.split(batch)
+    for step, (taken, pixels) in enumerate(sweep_pixels(source, config, mine.split(batch))):
+        if len(taken):
+            yield _batch(source, step, taken, taken, pixels)
+
+
+def sweep_pixels(source: Source, config: DataConfig, asked: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each int64 (B,) those of them that can be read, and their uint8 (b, C, H, W); the others are left out."""
     pixels = open_pixels(source, config.workers)
     try:
-        for step, (taken, found) in enumerate(pixels.stream(asked)):
-            right = taken == asked[step]
-            if bool(right.any()):
-                taken = taken[right]
-                yield _batch(source, step, taken, taken, found[right])
+        for wanted, (taken, found) in zip(asked, pixels.stream(asked), strict=True):
+            right = taken == wanted
+            yield (taken, found) if bool(right.all()) else (taken[right], found[right])
     finally:
         pixels.close()
 

@@ -37,10 +37,10 @@ class Packed:
         return _laid(values, self.examples, self.positions, padding)
 
 
-def pack(sequences: Sequence[Tensor], length: int, padding: int) -> Packed:
+def pack(sequences: Sequence[Tensor], length: int, padding: int, multiple: int = 1) -> Packed:
     """Lay sequences int64 (n,) in rows of `length`, each in the first row that has room for it, in the order given.
 
-    Raises UserError on a sequence longer than a row.
+    There are a `multiple` of rows, the last of them empty where need be. Raises UserError on a sequence longer than a row.
     """
     rows: list[list[int]] = []
     room: list[int] = []
@@ -53,8 +53,9 @@ def pack(sequences: Sequence[Tensor], length: int, padding: int) -> Packed:
             room.append(length)
         rows[row].append(example)
         room[row] -= len(sequence)
-    examples = torch.full((len(rows), length), -1)
-    positions = torch.zeros(len(rows), length, dtype=torch.int64)
+    count = -(-len(rows) // multiple) * multiple
+    examples = torch.full((count, length), -1)
+    positions = torch.zeros(count, length, dtype=torch.int64)
     for row, inside in enumerate(rows):
         start = 0
         for example in inside:

@@ -15,7 +15,7 @@ from smalti.config import Config
 from smalti.data.arrays import Held, in_order
 from smalti.data.example import Some, Source
 from smalti.data.image import to_pixels, to_signal
-from smalti.data.loader import sweep
+from smalti.data.loader import sweep_pixels
 from smalti.data.sources import DataConfig, open_source
 from smalti.data.workers import read_each
 from smalti.device import autocast
@@ -85,19 +85,23 @@ def gathered(source: Source, config: DataConfig, most: int | None = None) -> Hel
     pixels = source.pixels()
     if pixels is None and most is not None and most < len(source):  # the others need not be read
         chosen = _lot(len(source))[:most]
-        found = gathered(Some(source, chosen), config)
-        return replace(found, rows=chosen[found.rows])
+        some = gathered(Some(source, chosen), config)
+        return replace(some, rows=chosen[some.rows])
     labels, rows = source.label_ids, torch.arange(len(source))
     broken = list(source.broken)
     if pixels is None:
-        batches = list(sweep(source, config, 256))
-        rows = torch.cat([batch.indices for batch in batches])
-        pixels = torch.cat([to_pixels(batch.x) for batch in batches])
+        found = list(sweep_pixels(source, config, rows.split(256)))
+        rows, pixels = (torch.cat(each) for each in zip(*found, strict=True))
         labels = None if labels is None else labels[rows]
-        missing = set(range(len(source))) - set(rows.tolist())
-        broken += [(source.name_of(i), reason) for i in sorted(missing) for _, reason in read_each(source, [i])]
+        broken += left_out(source, rows)
     everything = HeldOut(pixels, labels, rows, broken)
     return everything if most is None or most >= len(everything) else shuffled(everything, most)
+
+
+def left_out(source: Source, rows: Tensor) -> list[tuple[str, str]]:
+    """(name, reason) of every example that is not among those read, int64 (n,)."""
+    missing = set(range(len(source))) - set(rows.tolist()) if len(rows) < len(source) else ()
+    return [(source.name_of(i), reason) for i in sorted(missing) for _, reason in read_each(source, [i])]
 
 
 def shuffled(examples: HeldOut, most: int = SOME) -> HeldOut:

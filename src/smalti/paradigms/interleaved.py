@@ -42,6 +42,9 @@ from smalti.tokenizers.grammar import Grammar, Walk
 from smalti.tokenizers.vocabulary import Codes, Part, Special, Text, Vocabulary, VocabularyConfig
 
 TOKEN_STREAM, TASK_STREAM = 2, 140  # of random numbers: what is drawn, and what is asked in training
+# products are prepared anew for every size that they have not met: so training keeps to few sizes
+EVEN_ROWS, EVEN_TOKENS = 4, 256
+AT_ONCE = 250  # sequences that are written together
 NOBODY = Special("no_condition")
 GIVEN, CODE, PIECE = 0, 1, 2  # what a token is in the loss
 
@@ -146,7 +149,8 @@ class Interleaved(Paradigm):
             here = turns == turn
             if len(may.ids) == 1 or not bool(here.any()):  # nothing to choose
                 continue
-            logits, place = self.says(hidden[here], may), torch.searchsorted(may.ids, targets[here])
+            logits, place = self.says(_even(hidden[here]), may), torch.searchsorted(may.ids, targets[here])
+            logits = logits[: len(place)]
             with full_precision(device):
                 cost = F.cross_entropy(logits, place, reduction="none")
                 whole = whole + (cost * weight[here]).sum()
@@ -227,7 +231,7 @@ class Interleaved(Paradigm):
         states = self.grammar.states(every)
         positions = self.grammar.positions_at(states)
         row = max(self.config.row, len(sequences[0]))
-        packed = pack(sequences, row, end)
+        packed = pack(sequences, row, end, EVEN_ROWS)
         at = (packed.examples.clamp_min(0), packed.positions)
         after = F.pad(states, (0, 1))[:, 1:]  # the state that a token leads to
         inputs, follow = packed.tokens.to(device), after[at].to(device)
@@ -313,6 +317,15 @@ class Interleaved(Paradigm):
         if trajectory is not None:
             trajectory += [as_grid(way, self.codes) for way in ways]
         return as_grid(codes, self.codes)
+
+    @torch.no_grad()
+    def draw_after(self, parts: Sequence[Part], seed: int = 0, options: InterleavedOptions | None = None) -> Tensor:
+        """The codes (Q, *grid) of the picture that follows; the last of the parts says `draw`."""
+        device = self.head.weight.device
+        codes, keep = known_codes(self.codes, None, None, 1, device)
+        prefix = self.vocabulary.interleave(parts)[None].to(device)
+        *_, codes = self._drawn(prefix, codes, keep, seed, torch.zeros(1).long(), options or self.config.sampling)
+        return as_grid(codes, self.codes)[0].cpu()
 
     def _drawn(
         self,
@@ -426,9 +439,14 @@ class _Pen:
         return F.linear(hidden, weight.to(self.dtype)).float()
 
 
+def _even(rows: Tensor) -> Tensor:
+    """Rows (n, width) and zeros behind them, up to a multiple of EVEN_TOKENS."""
+    return F.pad(rows, (0, 0, 0, -len(rows) % EVEN_TOKENS))
+
+
 def _alike(sequences: Sequence[Tensor]) -> list[list[int]]:
-    """The places of sequences of one length together, which can be read at once."""
+    """The places of sequences of one length together, which can be read at once, not too many."""
     alike: dict[int, list[int]] = {}
     for place, each in enumerate(sequences):
         alike.setdefault(len(each), []).append(place)
-    return list(alike.values())
+    return [rows[at : at + AT_ONCE] for rows in alike.values() for at in range(0, len(rows), AT_ONCE)]
