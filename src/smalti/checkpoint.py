@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,6 +28,7 @@ from torch import Tensor
 from smalti.errors import UserError
 
 FORMAT = 1
+SHIPPED = Path(__file__).parent / "shipped"
 try:
     VERSION = metadata.version("smalti")
 except metadata.PackageNotFoundError:  # run from a source tree
@@ -123,10 +125,7 @@ def write_model(
     `tokenizers` are model folders that travel along, `files` the texts of further ones by their paths inside it.
     """
     with new_folder(folder) as fresh:
-        weights = fresh / "model.safetensors"
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
-        header = {"format": FORMAT, "weights_sha256": sha256(weights)}
-        (fresh / "config.json").write_text(json.dumps({**header, **config}, indent=2) + "\n", encoding="utf-8")
+        _write_weights(fresh, config, tensors)
         (fresh / "README.md").write_text(card, encoding="utf-8")
         for name, source in (tokenizers or {}).items():
             shutil.copytree(source, fresh / "tokenizers" / name)
@@ -135,14 +134,54 @@ def write_model(
             (fresh / path).write_text(text, encoding="utf-8")
 
 
+def _write_weights(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Weights, and the config that tells them apart from others."""
+    weights = folder / "model.safetensors"
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
+    told = {**config, "format": FORMAT, "weights_sha256": sha256(weights)}
+    (folder / "config.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+def shipped() -> list[str]:
+    """The names of the models that come with smalti."""
+    return sorted(each.parent.name for each in SHIPPED.glob("*/config.json"))
+
+
+def export(path: str | Path, out: Path, dtype: torch.dtype) -> int:
+    """A copy of a model folder and its tokenizers with weights in another dtype: how many bytes it takes.
+
+    Raises UserError where there is no model, and where `out` is there already.
+    """
+    folder = model_folder(path)
+    if out.exists():
+        raise UserError(f"{out} is there already; choose another --out")
+    config = read_config(folder)
+    weights = read_weights(folder, config)
+    cast = {name: each.to(dtype) if each.is_floating_point() else each for name, each in weights.items()}
+    carried = sorted(each.parent for each in (folder / "tokenizers").glob("*/config.json"))
+    with new_folder(out) as fresh:
+        shutil.copytree(folder, fresh, dirs_exist_ok=True)
+        (fresh / "model.safetensors").unlink()
+        _write_weights(fresh, config, cast)
+        for tokenizer in carried:
+            inside = fresh / tokenizer.relative_to(folder)
+            shutil.rmtree(inside)
+            export(tokenizer, inside, dtype)
+    return sum(each.stat().st_size for each in out.rglob("*") if each.is_file())
+
+
 def model_folder(path: str | Path) -> Path:
-    """The model folder in a run, or the path itself when it is one. Raises UserError when there is none."""
+    """The model folder in a run, or the path itself when it is one, or the model of that name that comes with smalti.
+
+    Raises UserError when there is none.
+    """
     path = Path(path)
-    for folder in (settled(path / "model"), path):
+    for folder in (settled(path / "model"), path, SHIPPED / path if str(path) in shipped() else path):
         if (folder / "config.json").is_file():
             return folder
     if not path.exists():
-        raise UserError(f"no run at {path}; `smalti runs` lists what has been trained")
+        there = f"; these models come with smalti: {', '.join(shipped())}" if shipped() else ""
+        raise UserError(f"no run at {path}; `smalti runs` lists what has been trained{there}")
     if (path / "recipe.json").exists():
         raise UserError(f"{path} holds no model yet; continue it with: smalti train --resume {path}")
     raise UserError(f"{path} is not a run: it has no model/config.json")

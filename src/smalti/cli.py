@@ -475,6 +475,23 @@ def morph(
 
 
 @app.command()
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="the model folder to write")],
+    dtype: Annotated[str, typer.Option(metavar="bf16|fp32", help="what the weights are kept in")] = "bf16",
+) -> None:
+    """A model to hand on, without what only training needs: half the size in bf16."""
+    import torch
+
+    from smalti.checkpoint import export as write
+
+    kinds = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    if dtype not in kinds:
+        raise UserError(f"--dtype {dtype}: weights are kept in bf16 or fp32")
+    print(f"{out}: {write(run, out, kinds[dtype]):,} bytes")
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Versions, device, precision chosen, speed measured, what is missing."""
     from smalti.doctor import examine

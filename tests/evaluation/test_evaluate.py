@@ -132,7 +132,7 @@ def test_the_density_of_pixels(noise, monkeypatch):
         paradigm=DiffusionConfig(),
     )
     model = Generator(recipe, examples, build(recipe, examples), torch.device("cpu"), None)
-    test, seen = HeldOut(noise(40), None), []
+    test, seen = HeldOut(noise(40), None, torch.arange(40)), []
     figures = room.likelihood(model, test)
     assert set(figures) == {"bits_a_dimension", "bits_a_dimension_error"}
     assert figures == room.likelihood(model, test)

@@ -32,7 +32,7 @@ def test_a_plane_is_a_latent_of_two_numbers(dim: int, strides: tuple[int, ...], 
 @pytest.mark.parametrize("labels", [torch.arange(6) % 2, None])
 def test_a_plane_is_shown_with_labels_and_without(labels: torch.Tensor | None) -> None:
     report = Report("t")
-    test = HeldOut(torch.randint(0, 256, (6, 1, 16, 16), dtype=torch.uint8), labels)
+    test = HeldOut(torch.randint(0, 256, (6, 1, 16, 16), dtype=torch.uint8), labels, torch.arange(6))
     plane(report, exact.tokenizer(KLConfig(dim=2), (16, 16), (4, 4)), test)
     pictures = Reader(report.html()).pictures
     assert pictures[0].size == (20 * 32, 20 * 32)
@@ -42,6 +42,6 @@ def test_a_plane_is_shown_with_labels_and_without(labels: torch.Tensor | None) -
 @pytest.mark.parametrize(("pictures", "rows"), [(6, 3), (3, 1), (1, 0)])
 def test_ways_between_as_many_pictures_as_there_are(pictures: int, rows: int) -> None:
     report = Report("t")
-    test = HeldOut(torch.zeros(pictures, 1, 2, 2, dtype=torch.uint8), None)
+    test = HeldOut(torch.zeros(pictures, 1, 2, 2, dtype=torch.uint8), None, torch.arange(pictures))
     interpolations(report, exact.gaussian(0.0), test)
     assert [round(each.height / 60) for each in Reader(report.html()).pictures] == ([rows] if rows else [])

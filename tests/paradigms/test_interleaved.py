@@ -10,7 +10,16 @@ from smalti.config import CodeSpec, Examples, SignalSpec, TextSpec
 from smalti.data.batch import Batch
 from smalti.errors import UserError
 from smalti.layers.transformer import TransformerConfig
-from smalti.paradigms.interleaved import CODE, GIVEN, NOBODY, PIECE, Interleaved, InterleavedConfig, InterleavedOptions
+from smalti.paradigms.interleaved import (
+    CODE,
+    GIVEN,
+    NOBODY,
+    PIECE,
+    SEEN,
+    Interleaved,
+    InterleavedConfig,
+    InterleavedOptions,
+)
 from smalti.tokenizers.text import TextTokenizer
 from smalti.tokenizers.vocabulary import Codes, Special, Text
 from smalti.training.totals import Totals
@@ -101,7 +110,7 @@ def test_roles_are_those_of_what_is_asked_for():
     assert roles.tolist() == [GIVEN] * 5 + [GIVEN] + [CODE] * 12 + [GIVEN] * 2
     assert len(tokens) == len(roles)
     _, roles = model._told([(picture, False), (Special("describe"), False), (Text((1, 2)), True)])
-    assert roles.tolist() == [GIVEN] * 15 + [GIVEN, PIECE, PIECE, PIECE] + [GIVEN]
+    assert roles.tolist() == [GIVEN, *([SEEN] * 12), GIVEN, GIVEN, GIVEN, PIECE, PIECE, PIECE, GIVEN]
 
 
 # --- the loss
@@ -119,9 +128,9 @@ def naive(model: Interleaved, batch: Batch) -> dict[str, float]:
         logits = model.head(hidden)[0].masked_fill(~allowed[1:], -torch.inf)
         nats = F.cross_entropy(logits, tokens[1:], reduction="none").tolist()
         for cost, role in zip(nats, roles[1:].tolist(), strict=True):
-            weight = {GIVEN: config.given_weight, CODE: 1.0, PIECE: config.text_weight}[role]
+            weight = {GIVEN: config.given_weight, CODE: 1, PIECE: config.text_weight, SEEN: config.seen_weight}[role]
             sums["loss"] += weight * cost / model.codes.length / len(batch.rows)
-            if role:
+            if role in (CODE, PIECE):
                 name = {CODE: "code", PIECE: "piece"}[role]
                 sums[name], sums[f"{name}s"] = sums[name] + cost, sums[f"{name}s"] + 1
     return {

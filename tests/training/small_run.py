@@ -18,7 +18,7 @@ import torch
 
 from smalti import model as models
 from smalti.config import CodeSpec, Config, Examples, SignalSpec
-from smalti.data.arrays import in_order, shuffled
+from smalti.data.arrays import Held, in_order, shuffled
 from smalti.data.batch import Batch
 from smalti.data.example import MemorySource
 from smalti.data.loader import Loader
@@ -126,12 +126,12 @@ def small_run(
     def batches(start: int) -> Iterator[Batch]:
         share = (training.batch, training.seed, ranks.rank, ranks.count)
         if kind in OF_CODES:
-            return shuffled(codes, labels, *share, start)
+            return shuffled(Held(codes, labels), *share, start)
         return iter(Loader(MemorySource("small", pixels, labels), recipe.data, *share, augment=True, start=start))
 
     def held_out() -> Iterator[Batch]:
         values = codes[0, :20] if kind in OF_CODES else pixels[:20]
-        for batch in in_order(values, labels[:20], 8, ranks.rank, ranks.count):
+        for batch in in_order(Held(values[None], labels[:20]), 8, ranks.rank, ranks.count):
             x = batch.x if kind in OF_CODES else batch.x.float() / 127.5 - 1
             yield Batch(batch.step, batch.rows, batch.indices, x, batch.labels)
 

@@ -40,7 +40,8 @@ class Packed:
 def pack(sequences: Sequence[Tensor], length: int, padding: int, multiple: int = 1) -> Packed:
     """Lay sequences int64 (n,) in rows of `length`, each in the first row that has room for it, in the order given.
 
-    There are a `multiple` of rows, the last of them empty where need be. Raises UserError on a sequence longer than a row.
+    There are a `multiple` of rows, the last of them empty where need be. Raises UserError on a sequence longer than a
+    row.
     """
     rows: list[list[int]] = []
     room: list[int] = []

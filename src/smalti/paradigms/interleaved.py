@@ -46,7 +46,7 @@ TOKEN_STREAM, TASK_STREAM = 2, 140  # of random numbers: what is drawn, and what
 EVEN_ROWS, EVEN_TOKENS = 4, 256
 AT_ONCE = 250  # sequences that are written together
 NOBODY = Special("no_condition")
-GIVEN, CODE, PIECE = 0, 1, 2  # what a token is in the loss
+GIVEN, CODE, PIECE, SEEN = range(4)  # what a token is in the loss
 
 
 Asked = tuple[Part, bool]  # a part, and whether the model is asked for it
@@ -85,7 +85,8 @@ class InterleavedConfig(ParadigmConfig):
     questions: int = Field(3, ge=0, description="most that are asked about one picture")
     text_dropout: float = Field(0.1, ge=0, le=1, description="share of the pictures drawn without their caption")
     text_weight: float = Field(4.0, gt=0, description="what a piece counts in the loss, beside 1 for a code")
-    given_weight: float = Field(0.1, ge=0, description="the same for what is given rather than asked for")
+    given_weight: float = Field(0.1, ge=0, description="the same for text and specials that are given, not asked for")
+    seen_weight: float = Field(0.5, ge=0, description="the same for the codes of a picture that is given")
     sampling: InterleavedOptions = InterleavedOptions()
 
     @model_validator(mode="after")
@@ -143,7 +144,8 @@ class Interleaved(Paradigm):
         told = [self._told(parts) for parts in self.sequences(batch)]
         told.sort(key=lambda each: -len(each[0]))  # so they fill rows best
         hidden, targets, turns, roles = self._read([each[0] for each in told], [each[1] for each in told], device)
-        weight = hidden.new_tensor([config.given_weight, 1.0, config.text_weight], dtype=torch.float32)[roles]
+        of_role = [config.given_weight, 1.0, config.text_weight, config.seen_weight]
+        weight = hidden.new_tensor(of_role, dtype=torch.float32)[roles]
         whole, nats, hits = weight.new_zeros(()), torch.zeros_like(weight), torch.zeros_like(weight)
         for turn, may in enumerate(self.turns(device)):
             here = turns == turn
@@ -213,10 +215,11 @@ class Interleaved(Paradigm):
         tokens, roles = [], []
         for part, asked in parts:
             tokens.append(self.vocabulary.interleave([part]))
-            each = torch.full((len(tokens[-1]),), GIVEN)
-            if asked:  # not what begins it; nor the end of a picture, which goes without saying
-                each[1:] = PIECE if isinstance(part, Text) else CODE
-                each[-1] = PIECE if isinstance(part, Text) else GIVEN
+            each = torch.full((len(tokens[-1]),), GIVEN)  # as is what begins a part, and what ends a picture
+            if isinstance(part, Codes):
+                each[1:-1] = CODE if asked else SEEN
+            elif asked:
+                each[1:] = PIECE
             roles.append(each)
         end = torch.tensor([self.vocabulary.id_of("padding")])
         return torch.cat([*tokens, end]), torch.cat([*roles, torch.tensor([GIVEN])])
