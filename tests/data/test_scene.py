@@ -10,7 +10,7 @@ import pytest
 
 from smalti.data.emoji import ARTISTS, concept_of
 from smalti.data.emoji_pairs import unseen_artist
-from smalti.data.scene import GROUNDS, SIDE, Place, Scene, draw_scene, unseen_pair
+from smalti.data.scene import GROUNDS, LATTICE, SIDE, Place, Scene, draw_scene, unseen_pair
 from smalti.data.things import THINGS
 
 MANY = 5_000
@@ -83,18 +83,19 @@ def test_things_stand_apart_inside_the_picture_and_in_their_row_and_column(train
     for scene in training:
         assert [place[:2] for place in scene.places] == sorted(place[:2] for place in scene.places)
         for place in scene.places:
-            assert min(place.top, place.left) >= 1
-            assert max(place.top, place.left) + place.side <= SIDE - 1
+            assert min(place.top, place.left) >= 0
+            assert max(place.top, place.left) + place.side <= SIDE
+            assert place.top % LATTICE == place.left % LATTICE == 0
         for one, other in itertools.combinations(scene.places, 2):
             gap = max(
                 max(one.top, other.top) - min(one.top, other.top) - one.side,
                 max(one.left, other.left) - min(one.left, other.left) - one.side,
             )
-            assert gap >= 2
+            assert gap >= 0
             if one.row < other.row:
-                assert one.top + one.side < other.top
+                assert one.top + one.side <= other.top
             if one.column < other.column:
-                assert one.left + one.side < other.left
+                assert one.left + one.side <= other.left
     offsets = {place.left for scene in training if scene.shape == (2, 1) for place in scene.places}
     assert max(offsets) - min(offsets) >= 16
 
