@@ -108,3 +108,42 @@ def test_attention_over_many_tokens_is_left_to_the_network(monkeypatch):
 def test_only_a_conditioned_transformer_is_swept():
     with pytest.raises(ValueError, match="conditioned=True"):
         Sweep(Transformer(TransformerConfig(layers=1, width=8, heads=1)), torch.arange(3)[:, None], torch.float32)
+
+
+# --- with a context
+
+
+def in_context(layers: int = 3) -> Transformer:
+    network = Transformer(TransformerConfig(layers=layers, width=24, heads=2, dropout=0.0), True, context_width=10)
+    generator = torch.Generator().manual_seed(2)
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, mean=float(weight.ndim == 1), std=0.4, generator=generator)
+    return network.eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("at_once", [4096, 15])  # all rows, or two
+def test_a_sweep_with_a_context_is_the_transformer(dtype, at_once, generator, monkeypatch):
+    monkeypatch.setattr(sweep_module, "AT_ONCE", at_once)
+    network, positions = in_context(), torch.arange(7)[:, None]
+    x, condition, context = (torch.randn(4, *size, generator=generator) for size in ((7, 24), (24,), (5, 10)))
+    mask = torch.arange(5) < torch.tensor([5, 2, 0, 3])[:, None]
+    with torch.no_grad():
+        whole = network(x, positions, "full", condition=condition, context=context, context_mask=mask)
+        sweep = Sweep(network, positions, dtype)
+        got = sweep(x, sweep.modulated(condition), sweep.told(context, mask))
+        if dtype == torch.float32:
+            torch.testing.assert_close(got, whole, rtol=1e-4, atol=1e-4)
+        assert (got - whole).norm() < 0.05 * whole.norm()
+
+
+def test_a_sweep_is_told_a_context_where_one_was_promised(generator):
+    positions, x, condition = torch.arange(7)[:, None], torch.randn(2, 7, 24), torch.randn(2, 24)
+    context, mask = torch.randn(2, 5, 10), torch.ones(2, 5, dtype=torch.bool)
+    with_one, without = (Sweep(each, positions, torch.float32) for each in (in_context(1), made(layers=1)))
+    with pytest.raises(ValueError, match="context_width"):
+        swept(with_one, x, condition)
+    with pytest.raises(ValueError, match="context_width"):
+        without.told(context, mask)
+    with pytest.raises(ValueError, match="context_width"):
+        without(x, without.modulated(condition), with_one.told(context, mask))

@@ -35,19 +35,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    batch, heads, length, _ = q.shape
+    batch, heads = q.shape[:2]
     bias = None
     if mask is not None:
         # a large finite number, for a row of -inf would become NaN
         bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -1e4)
-        bias = bias.expand(batch, heads, length, k.shape[2]).flatten(0, 1)
+        # a mask that is the same for all queries stays small: the product spreads it out
+        bias = bias.expand(batch, heads, -1, k.shape[2]).flatten(0, 1)
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
     out = _Products.apply(q, k, v, bias) if torch.is_grad_enabled() else torch.bmm(_weights(q, k, bias), v)
     return out.unflatten(0, (batch, heads))
 
 
 class _Products(torch.autograd.Function):
-    """q, k, v (N, T or S, D) and a bias (N, T, S) or None -> (N, T, D); the scale is part of products backward too."""
+    """q, k, v (N, T or S, D) and a bias (N, T or 1, S) or None -> (N, T, D); backward, products carry the scale too."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:

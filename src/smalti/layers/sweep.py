@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from smalti.device import full_precision, product, product_dtype
 from smalti.layers.attention import WRITTEN_OUT
+from smalti.layers.cross import CrossAttention
 from smalti.layers.kept import Kept
 from smalti.layers.paired import paired_norm, paired_qkv, paired_turns
 from smalti.layers.transformer import Block, Transformer
@@ -34,6 +35,17 @@ class Modulations(NamedTuple):
 
     def rows(self, start: int, stop: int) -> Modulations:
         return Modulations(*(each[..., start:stop, :] for each in self))
+
+
+class Told(NamedTuple):
+    """A context as every block reads it: keys and values (L, B, H, S, D), and what is added to scores (B, H, 1, S)."""
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor
+
+    def rows(self, start: int, stop: int) -> Told:
+        return Told(self.keys[:, start:stop], self.values[:, start:stop], self.bias[start:stop])
 
 
 class Sweep:
@@ -78,21 +90,49 @@ class Sweep:
         scale, last_scale = (1 + scale) * self.norms, (1 + last_scale) * self.last_norm
         return Modulations(shift, scale, gate, last_shift, last_scale)
 
-    def __call__(self, x: Tensor, modulations: Modulations) -> Tensor:
+    @torch.no_grad()
+    def told(self, context: Tensor, mask: Tensor) -> Told:
+        """What a context (B, S, context_width), and where there is something to read, bool (B, S), are to every block.
+
+        It stays as it is all the way through a sample, so it is to be made once. Raises ValueError on a transformer
+        that was not made for contexts.
+        """
+        crosses = [cast(Block, block).cross for block in self.network.blocks]
+        with full_precision(context.device):
+            made = [each.keys_values(context.float()) for each in crosses if each is not None]
+        if not made:
+            raise ValueError("a context belongs to a transformer that was made with a context_width, and only there")
+        keys, values = (torch.stack(each) for each in zip(*made, strict=True))
+        # of nothing but what counts for nothing, softmax makes equal shares: zeros are what is to be read of it
+        values = values * mask.any(1)[:, None, None, None]
+        bias = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -1e4)
+        return Told(keys, values, bias[:, None, None].expand(-1, keys.shape[2], -1, -1))
+
+    def __call__(self, x: Tensor, modulations: Modulations, told: Told | None = None) -> Tensor:
         """(B, T, width) -> what the head says of them (B, T, …), in the dtype of products; without a head themselves,
-        normalised, in fp32."""
+        normalised, in fp32. Raises ValueError without what it is `told` where the transformer was made for a context,
+        and the other way round."""
+        if (told is None) != (self.network.context_width is None):
+            raise ValueError("a context belongs to a transformer that was made with a context_width, and only there")
         most = max(1, AT_ONCE // x.shape[1])
         parts = range(0, len(x), most)
         with full_precision(x.device):  # products have their dtype already, and attention has its own
-            read = [self._read(x[i : i + most], modulations.rows(i, i + most)) for i in parts]
+            read = [
+                self._read(
+                    x[i : i + most], modulations.rows(i, i + most), None if told is None else told.rows(i, i + most)
+                )
+                for i in parts
+            ]
         return read[0] if len(read) == 1 else torch.cat(read)
 
-    def _read(self, x: Tensor, modulations: Modulations) -> Tensor:
+    def _read(self, x: Tensor, modulations: Modulations, told: Told | None) -> Tensor:
         x = x.float().transpose(0, 1).contiguous()  # (T, B, width)
         each = (of_all.unbind(0) for of_all in modulations[:3])
-        for layer, shift, scale, gate in zip(self.layers, *each, strict=True):
+        for i, (layer, shift, scale, gate) in enumerate(zip(self.layers, *each, strict=True)):
             normed = self._normed(x, shift[0], scale[0]).to(self.dtype)
             x = torch.addcmul(x, gate[0], self._attention(layer, normed))
+            if told is not None and layer.cross is not None:
+                x = x + self._across(layer.cross, x, told.keys[i], told.values[i], told.bias)
             normed = self._normed(x, shift[1], scale[1]).to(self.dtype)
             opened, up = layer.gate_up(normed).chunk(2, -1)
             x = torch.addcmul(x, gate[1], layer.down(F.silu(opened).mul_(up)).float())
@@ -107,10 +147,24 @@ class Sweep:
         query_key.mul_(layer.query_key / torch.linalg.vector_norm(query_key, dim=-1, keepdim=True))
         torch.view_as_complex(query_key.unflatten(-1, (-1, 2))).mul_(self.turns)
         q, k, v = qkv.transpose(0, 1).unbind(2)
-        read = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v)  # (B * H, T, D)
-        low = torch.empty(length, rows, x.shape[-1], dtype=self.dtype, device=x.device)
-        low.view(read.transpose(0, 1).shape).copy_(read.transpose(0, 1))
-        return layer.out(low).float()
+        read = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v)
+        return layer.out(self._low(read, rows)).float()
+
+    def _across(self, cross: _Cross, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """The same over a context: keys and values (B, H, S, D), bias (B, H, 1, S)."""
+        length, rows, _ = x.shape
+        normed = (x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)).mul_(cross.norm)
+        q = cross.query(normed.to(self.dtype)).float().view(length, -1, keys.shape[-1])  # (T, B * H, D)
+        q = q.mul_(cross.query_norm / torch.linalg.vector_norm(q, dim=-1, keepdim=True)).transpose(0, 1)
+        k, v, bias = (each.flatten(0, 1) for each in (keys, values, bias))
+        read = torch.bmm(torch.baddbmm(bias, q, k.transpose(1, 2)).softmax(-1), v)
+        return cross.out(self._low(read, rows)).float()
+
+    def _low(self, read: Tensor, rows: int) -> Tensor:
+        """What heads have read (B * H, T, D), as the product behind it wants it: (T, B, width)."""
+        by_place = read.transpose(0, 1)
+        low = torch.empty(by_place.shape, dtype=self.dtype, device=read.device)
+        return low.copy_(by_place).view(len(low), rows, -1)
 
     def _normed(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         return torch.addcmul(shift, x / torch.linalg.vector_norm(x, dim=-1, keepdim=True), scale)
@@ -126,6 +180,17 @@ class _Layer:
             product(each.weight, dtype) for each in (block.out, block.gate_up, block.down)
         )
         self.query_key = paired_norm(block)
+        self.cross = None if block.cross is None else _Cross(block.cross, dtype)
+
+
+class _Cross:
+    """One block's products over a context; those of the context itself are taken once, by the block's own layer."""
+
+    def __init__(self, cross: CrossAttention, dtype: torch.dtype) -> None:
+        self.query, self.out = product(cross.query.weight, dtype), product(cross.out.weight, dtype)
+        self.norm = cross.norm.weight * cross.query.in_features**0.5
+        # the scale of attention, 1 / sqrt(D), cancels the sqrt(D) between a query's length and its rms
+        self.query_norm = cross.query_norm.weight
 
 
 class Sweeps:

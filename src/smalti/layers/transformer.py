@@ -6,6 +6,8 @@ normalised queries and keys (Henry et al. 2020), SwiGLU (Shazeer 2020) and outpu
 With a condition every normalisation is shifted and scaled by it and every output gated, the gates starting at zero
 (adaLN-zero, Peebles & Xie 2022, arXiv 2212.09748, section 3.2). One product makes the modulation of all blocks, to
 which each adds offsets of its own (Chen et al. 2023, arXiv 2310.00426, adaLN-single): a third fewer weights.
+
+With a context every block also reads that, between its attention and its MLP (`smalti.layers.cross`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from smalti.config import Config
 from smalti.device import full_precision, product_dtype_of
 from smalti.layers.attention import attend
 from smalti.layers.cache import Cache
+from smalti.layers.cross import CrossAttention
 from smalti.layers.dropout import Dropout
 from smalti.layers.gated import gated_sum, swiglu
 from smalti.layers.heads import Heads
@@ -51,12 +54,14 @@ class TransformerConfig(Config):
 
 # shift, scale and gate (B, 1, width) of one half of a block; None where nothing is conditioned
 Modulation = tuple[Tensor, Tensor, Tensor] | None
+# a context (B, S, context_width) and where there is something to read, bool (B, 1, 1, S)
+Context = tuple[Tensor, Tensor | None] | None
 
 
 class Block(nn.Module):
-    """Attention, then the MLP, each added to what came in."""
+    """Attention, then that over the context if there is one, then the MLP, each added to what came in."""
 
-    def __init__(self, config: TransformerConfig, conditioned: bool = False) -> None:
+    def __init__(self, config: TransformerConfig, conditioned: bool = False, context_width: int | None = None) -> None:
         super().__init__()
         width, self.heads = config.width, config.heads
         self.head_width = width // config.heads
@@ -77,6 +82,7 @@ class Block(nn.Module):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
             else:
                 nn.init.zeros_(layer.weight)
+        self.cross = None if context_width is None else CrossAttention(width, self.heads, context_width)
 
     def forward(
         self,
@@ -87,11 +93,14 @@ class Block(nn.Module):
         cache: Cache | None,
         layer: int,
         shared: Tensor | None = None,
+        context: Context = None,
     ) -> Tensor:
         first, second = self._modulations(shared)
         dtype = product_dtype_of(x)
         attention = self._attention(_normed(x, self.attention_norm, first, dtype), turn, mask, causal, cache, layer)
         x = _added(x, self.dropout(attention), first)
+        if self.cross is not None and context is not None:
+            x = x + self.dropout(self.cross(x, *context, dtype))
         hidden = swiglu(self.gate_up(_normed(x, self.mlp_norm, second, dtype)))
         return _added(x, self.dropout(self.down(hidden)), second)
 
@@ -123,12 +132,16 @@ def _added(x: Tensor, change: Tensor, modulation: Modulation) -> Tensor:
 
 
 class Transformer(nn.Module):
-    """(B, T, width) -> (B, T, width). If `conditioned`, it takes a condition for each row, or for each token."""
+    """(B, T, width) -> (B, T, width).
 
-    def __init__(self, config: TransformerConfig, conditioned: bool = False) -> None:
+    If `conditioned`, it takes a condition for each row, or for each token; with a `context_width`, a context for each
+    row, any number of vectors that wide.
+    """
+
+    def __init__(self, config: TransformerConfig, conditioned: bool = False, context_width: int | None = None) -> None:
         super().__init__()
-        self.config = config
-        self.blocks = nn.ModuleList(Block(config, conditioned) for _ in range(config.layers))
+        self.config, self.context_width = config, context_width
+        self.blocks = nn.ModuleList(Block(config, conditioned, context_width) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
         if conditioned:
             self.modulation = nn.Linear(config.width, 8 * config.width)  # six for the blocks, two for the last norm
@@ -142,18 +155,24 @@ class Transformer(nn.Module):
         attend: Literal["causal", "full"] | Tensor = "causal",
         cache: Cache | None = None,
         condition: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
     ) -> Tensor:
         """Run the blocks.
 
         x: (B, T, width). positions: (T, axes) or (B, T, axes). attend: `causal`, `full`, or a bool mask, True where a
         token may look, broadcastable to (B, heads, T, S). cache: what was read before; x is what follows it, and the
         cache moves on by T. condition: (B, width) or (B, T, width), just where the transformer was made for one.
+        context: (B, S, context_width), likewise, S at least 1. context_mask: bool (B, S), True where there is something
+        to read, all of it unless given; rows without anything are told nothing. Raises ValueError on a condition or
+        context where none was promised, and on none where one was.
         """
         shared, last = self._modulation(condition)
         turn = rotations(positions, self.config.width // self.config.heads)
         mask = attend if isinstance(attend, Tensor) else None
+        told = self._context(context, context_mask, product_dtype_of(x))
         for layer, block in enumerate(self.blocks):
-            x = block(x, turn, mask, isinstance(attend, str) and attend == "causal", cache, layer, shared)
+            x = block(x, turn, mask, isinstance(attend, str) and attend == "causal", cache, layer, shared, told)
         if cache is not None:
             cache.filled += x.shape[1]
         return _normed(x, self.norm, last)
@@ -169,6 +188,12 @@ class Transformer(nn.Module):
         made = made.unsqueeze(1) if condition.ndim == 2 else made
         shift, scale = made[..., 6, :], made[..., 7, :]
         return made[..., :6, :], (shift, scale, scale)
+
+    def _context(self, context: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> Context:
+        """The context as the blocks' products take it, cast once for all of them."""
+        if (context is None) != (self.context_width is None) or (context is None and mask is not None):
+            raise ValueError("a context belongs to a transformer that was made with a context_width, and only there")
+        return None if context is None else (context.to(dtype), None if mask is None else mask[:, None, None])
 
     def cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows of up to `length` tokens, where the weights are."""
