@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from tests.paradigms.bert import bert
 from tests.sampling.drawn import drawn_run
 
 from smalti import device as devices
 from smalti import model as models
-from smalti.config import CodeSpec, Config, Examples, SignalSpec
+from smalti.config import CodeSpec, Config, Examples, SignalSpec, TextSpec
 from smalti.data.sources import DataConfig
 from smalti.errors import UserError
 from smalti.layers.transformer import TransformerConfig
@@ -18,14 +20,16 @@ from smalti.model import Generator, Tokenizer, load, load_tokenizer
 from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig, AutoregressiveOptions
 from smalti.paradigms.base import Paradigm
-from smalti.paradigms.diffusion import DiffusionConfig
+from smalti.paradigms.diffusion import DiffusionConfig, DiffusionOptions
 from smalti.paradigms.discrete_diffusion import DiscreteDiffusionConfig
+from smalti.paradigms.text_encoder import TextEncoderConfig
 from smalti.recipe import Recipe
 from smalti.tokenizers import tiling
 from smalti.tokenizers.autoencoder import AutoencoderConfig
 from smalti.tokenizers.bottlenecks.kl import KLConfig
 from smalti.tokenizers.bottlenecks.rvq import RVQConfig
 from smalti.tokenizers.bottlenecks.vq import VQConfig
+from smalti.tokenizers.text import TextTokenizer
 
 SIGNAL = SignalSpec(channels=1, shape=(8, 12))
 LABELS = ("T-shirt/top", "Ankle boot", "Bag")
@@ -558,3 +562,76 @@ def test_low_precision_leaves_the_weights_alone(generator_model, monkeypatch):
     codes = generator_model.draw(9, seed=2)
     assert 0 <= codes.min() <= codes.max() < 8
     assert all(torch.equal(before[name], each) for name, each in generator_model.paradigm.state_dict().items())
+
+
+# --- models of text
+
+WORDS = ("a red dog", "a blue cat", "nothing at all")
+TEXT = TextTokenizer.trained(WORDS, 280)
+PAINTER = Recipe(
+    name="small-painter",
+    data=DataConfig(source="small"),
+    model=TransformerConfig(layers=1, width=16, heads=2),
+    paradigm=DiffusionConfig(text=TextEncoderConfig(layers=1, heads=2), sampling=DiffusionOptions(steps=3)),
+)
+
+
+def told(recipe: Recipe, folder: Path, text: TextTokenizer | None) -> Generator:
+    """A generator of pictures that was written to a folder and comes from there."""
+    spec = None if text is None else TextSpec(pieces=text.size, sha256=text.sha256)
+    examples = Examples(signal=SIGNAL, labels=LABELS, text=spec)
+    paradigm = drawn(recipe, examples)
+    paradigm.text = text
+    models.write(folder, recipe, examples, paradigm, {})
+    before = paradigm.eval().sample(2, list(WORDS[:2]))
+    model = load(folder, "cpu")
+    torch.testing.assert_close(model.draw(2, WORDS[:2]), before)
+    return model
+
+
+def test_a_model_of_text_comes_back_whole_and_takes_prompts(tmp_path):
+    model = told(PAINTER, tmp_path / "model", TEXT)
+    assert model.words
+    assert model.labels == ()  # the data's labels mean nothing to it
+    one, other = model.sample(3, WORDS[0]), model.sample(3, [WORDS[0], None, WORDS[1]])
+    torch.testing.assert_close(other[0], one[0])
+    torch.testing.assert_close(other[1], model.sample(2)[1])
+    assert not torch.allclose(other[2], one[2])
+    prompts = [WORDS[0], "", WORDS[1]]
+    torch.testing.assert_close(model.draw(3, prompts, batch=2), model.draw(3, prompts))
+    torch.testing.assert_close(torch.cat(list(model.samples(3, WORDS[0]))), one)
+    strong = model.options.model_copy(update={"guidance": 3.0})
+    assert not torch.allclose(model.sample(1, WORDS[0], options=strong), one[:1])
+    assert model.vary(one, 0.5, WORDS[1]).shape == one.shape
+    assert model.log_likelihood(one[:2], WORDS[:2], steps=3).isfinite().all()
+
+
+@pytest.mark.parametrize("wrong", [3, [1, 2], torch.tensor([0, 1]), [WORDS[0]], list(WORDS), b"ab"])
+def test_what_is_no_prompt_is_told_in_one_line(wrong, tmp_path):
+    model = told(PAINTER, tmp_path / "model", TEXT)
+    with pytest.raises(UserError, match="prompt") as error:
+        model.sample(2, wrong)
+    assert "\n" not in str(error.value)
+
+
+def test_conditions_are_what_the_paradigm_takes(generator_model, tmp_path):
+    assert generator_model.conditions("bag", 2).tolist() == [2, 2]
+    assert generator_model.conditions(None, 2) is None
+    painter = told(PAINTER, tmp_path / "model", TEXT)
+    assert painter.conditions("bag", 2) == ["bag", "bag"]
+    assert painter.conditions(("bag", None), 2) == ["bag", ""]
+    assert painter.conditions(None, 2) is None
+
+
+@pytest.mark.filterwarnings("ignore")  # those of transformers
+def test_a_text_encoder_from_disk_stays_where_it_is(tmp_path):
+    pytest.importorskip("transformers")
+    folder = bert(tmp_path / "bert")
+    recipe = PAINTER.changed(**{"paradigm.text.folder": str(folder)})
+    model = told(recipe, tmp_path / "model", None)
+    assert not any("pretrained" in name for name in load_file(tmp_path / "model" / "model.safetensors"))
+    assert not torch.allclose(model.sample(1, "a"), model.sample(1, "b"))
+    settings = folder / "config.json"
+    settings.write_text(settings.read_text() + "\n")
+    with pytest.raises(UserError, match="trained with"):
+        load(tmp_path / "model", "cpu")

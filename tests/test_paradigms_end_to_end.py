@@ -20,7 +20,8 @@ import smalti as library
 from smalti import model as models
 from smalti import runs
 from smalti.data.image import read_image, read_text
-from smalti.paradigms.diffusion import Diffusion
+from smalti.paradigms.diffusion import Diffusion, DiffusionConfig, DiffusionOptions
+from smalti.paradigms.text_encoder import TextEncoderConfig
 from smalti.sampling import files
 from smalti.tokenizers.bottlenecks.kl import KLConfig
 
@@ -217,3 +218,37 @@ def test_an_interrupt_leaves_the_samples_before_it(trained, smalti, tmp_path, mo
     assert (told.status, told.out) == (130, "")
     assert told.err.splitlines()[-1] == "smalti: interrupted; what was written stays"
     assert sorted(path.name for path in Path("new").iterdir()) == [f"sample_0000{i}.png" for i in range(4)]
+
+
+@pytest.mark.parametrize("on", ["pixels", "latents"])
+def test_from_captions_to_pictures(on, tiny, smalti, tmp_path, quick_judge):
+    """A folder with captions, and labels, which are then not used: trained, asked by prompts, measured."""
+    shutil.copytree(tiny.data, tmp_path / "data")
+    lines = [
+        {"file_name": f"{path.parent.name}/{path.name}", "text": f"{path.parent.name} waves", "label": path.parent.name}
+        for path in sorted((tmp_path / "data").glob("*/*.png"))
+    ]
+    (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    text = TextEncoderConfig(layers=1, heads=2, pieces=300)
+    options = DiffusionOptions(steps=5)
+    told = DiffusionConfig(on=on, patch=4 if on == "pixels" else 1, text=text, sampling=options)
+    changes = {"paradigm": told, "tokenizer": str(tiny.tokenizer) if on == "latents" else None}
+    recipe = generator_recipe(tmp_path / "data", str(tiny.tokenizer), steps=6).model_copy(update=changes)
+    run = tmp_path / "run"
+    assert runs.train(recipe, out=run, device="cpu").finished
+    assert (run / "report" / "index.html").stat().st_size > 10_000
+
+    model = library.load(run, "cpu")
+    assert model.words
+    whole = model.draw(3, ["standing waves", None, "lying flat waves"], seed=2)
+    torch.testing.assert_close(model.draw(1, "standing waves", seed=2), whole[:1], atol=1e-3, rtol=0)
+    figures = smalti("evaluate", run, "--samples", 16, "--json")
+    assert figures.status == 0
+    assert '"frechet"' in figures.out
+    asked = smalti("sample", run, "--label", "Standing", "--out", tmp_path / "new")
+    assert (asked.status, len(asked.err.splitlines())) == (2, 1)
+
+    (tmp_path / "data" / "metadata.jsonl").unlink()
+    with pytest.raises(library.UserError, match="captions"):
+        runs.train(recipe, out=tmp_path / "bare", device="cpu")
+    assert not (tmp_path / "bare" / "recipe.json").exists()

@@ -9,7 +9,7 @@ from PIL import Image
 from tests.tiny import pictures
 
 from smalti import model as models
-from smalti.config import Examples, LatentSpec, SignalSpec
+from smalti.config import Examples, LatentSpec, SignalSpec, TextSpec
 from smalti.data.named import NAMED_SETS
 from smalti.errors import UserError
 from smalti.recipe import Recipe, parse
@@ -19,8 +19,9 @@ from smalti.recipes.folder import STRIDES, choose
 SIGNALS = {
     "fashion-mnist": SignalSpec(channels=1, shape=(28, 28)),
     "cifar10": SignalSpec(channels=3, shape=(32, 32)),
-    "emoji": SignalSpec(channels=3, shape=(64, 64)),
+    **dict.fromkeys(("emoji", "emoji-mix", "emoji-pairs"), SignalSpec(channels=3, shape=(64, 64))),
 }
+TEXT = TextSpec(pieces=300, sha256="")
 
 
 def made(name: str, tmp_path) -> Recipe:
@@ -34,7 +35,7 @@ def test_every_recipe_builds(name, tmp_path):
     assert one.name == name
     for each in (one.tokenizer, one) if isinstance(one.tokenizer, Recipe) else (one,):
         signal = SIGNALS.get(each.data.source) or SignalSpec(channels=each.data.channels, shape=each.data.shape)
-        if not each.generates:
+        if each.paradigm.makes == "tokenizer":
             paradigm = models.build(each, Examples(signal=signal, labels=("a", "b")))
             network = paradigm.tokenizer
             grid, made_of = tuple(side // network.stride for side in signal.shape), {}
@@ -45,7 +46,7 @@ def test_every_recipe_builds(name, tmp_path):
         else:
             if each.tokenizer is None:
                 made_of = {}
-            paradigm = models.build(each, Examples(signal=signal, labels=("a", "b"), **made_of))
+            paradigm = models.build(each, Examples(signal=signal, labels=("a", "b"), text=TEXT, **made_of))
         assert sum(p.numel() for p in paradigm.parameters()) > 10_000
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from smalti.config import Config
-    from smalti.model import Generator, Tokenizer
+    from smalti.model import Generator, Model, Tokenizer
     from smalti.paradigms.base import Progress
     from smalti.reader import Reader
 
@@ -206,7 +206,7 @@ def evaluate(
     model = load(run, device)
     options = _options(model, context.obj) if isinstance(model, Generator) and context.obj else None
     if context.obj and options is None:
-        raise UserError(f"did not expect --{next(iter(context.obj))}: {run} is a tokenizer, which does not sample")
+        raise UserError(f"did not expect --{next(iter(context.obj))}: {run} is {model.kind}, which does not sample")
     figures = measure(model, data, samples, options)
     _print_json(figures) if as_json else _print_figures(figures)
     if data is None and options is None:
@@ -556,13 +556,15 @@ def _print_told(told: Iterable[tuple[Path, str]], as_json: bool) -> None:
         print(f"{path}  {text}")
 
 
-def _generating(model: Tokenizer | Generator, run: Path) -> Generator:
-    from smalti.model import Generator
+def _generating(model: Model, run: Path) -> Generator:
+    from smalti.model import Generator, Tokenizer
 
     if isinstance(model, Generator):
         return model
-    model.codebooks()  # a continuous tokenizer says that it has none
-    raise UserError(f"{run} holds a tokenizer, which draws nothing new; train a generator over it first")
+    if isinstance(model, Tokenizer):
+        model.codebooks()  # a continuous tokenizer says that it has none
+        raise UserError(f"{run} holds a tokenizer, which draws nothing new; train a generator over it first")
+    raise UserError(f"{run} holds {model.kind}, which draws nothing; choose a generator's run")
 
 
 def _ends(paths: Iterator[Path]) -> tuple[Path, Path]:

@@ -29,7 +29,14 @@ WITH_GRADIENTS = 32  # signals at once where a network's gradients are kept
 TEXT_FILE = "tokenizers/text/tokenizer.json"  # in a model folder
 PRIOR_STREAM = 130  # of random numbers: what is drawn from a continuous tokenizer's prior
 
-Labels = Tensor | Sequence[int | str] | int | str | None
+# labels by name or id, or for a model of text prompts: one for all, or one each; None leaves it open
+Labels = Tensor | Sequence[int | str | None] | int | str | None
+CALLED = {"tokenizer": "a tokenizer", "generator": "a generator", "aligner": "an aligner of pictures and texts"}
+CALLS = {
+    "tokenizer": "again = model.reconstruct(x)  # x: (B, C, *space) in [-1, 1]",
+    "generator": "x = model.sample(4)",
+    "aligner": "fit = model.similarity(x, ['a text', 'another'])  # x: (B, C, *space) in [-1, 1]; cosines (B, 2)",
+}
 
 
 class Model:
@@ -48,6 +55,11 @@ class Model:
     @property
     def labels(self) -> tuple[str, ...]:
         return self.examples.labels
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return CALLED[self.recipe.paradigm.makes]
 
 
 class Tokenizer(Model):
@@ -196,6 +208,15 @@ class Generator(Model):
         return self.tokenizer.decode(values) if self.reads == "codes" else self.tokenizer.decode_latents(values)
 
     @property
+    def words(self) -> bool:
+        """Whether what is drawn is asked for by prompts; labels then mean nothing."""
+        return self.recipe.paradigm.words
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return () if self.words else super().labels
+
+    @property
     def at_once(self) -> int:
         """How many examples are drawn together, unless asked otherwise."""
         return IN_CACHE if self.device.type == "cpu" and not self.paradigm.sequential else BATCH
@@ -245,11 +266,11 @@ class Generator(Model):
     ) -> Tensor:
         """New examples (n, *shape) as the paradigm works on them: codes int64, latents or signals fp32.
 
-        condition: labels by name or id, one for all or n of them; None leaves the label open. known: examples
-        (n, *shape), kept where `mask` (bool, same shape) is True. Sample i draws its noise from (seed, first + i),
-        however the work is split. `trajectory` is given what there is after every step, (n, *shape), codes not chosen
-        yet as -1. `progress` is told after every step how many steps of how many examples are done, and how many there
-        will be. Raises UserError on unknown labels and on what the paradigm cannot honour.
+        condition: labels by name or id, or prompts for a model of text, one for all or n of them; None leaves it open.
+        known: examples (n, *shape), kept where `mask` (bool, same shape) is True. Sample i draws its noise from (seed,
+        first + i), however the work is split. `trajectory` is given what there is after every step, (n, *shape), codes
+        not chosen yet as -1. `progress` is told after every step how many steps of how many examples are done, and how
+        many there will be. Raises UserError on unknown labels and on what the paradigm cannot honour.
         """
         ways: list[list[Tensor]] | None = None if trajectory is None else []
         parts = list(self._drawn(n, condition, known, mask, seed, options, batch, progress, ways, first))
@@ -280,10 +301,10 @@ class Generator(Model):
             if given is not None and len(given) != n:
                 raise UserError(f"known examples and their mask are for {n} samples; got {len(given)}")
         self._check_guidance(options)
-        ids = self.label_ids(condition, n)
+        asked = self.conditions(condition, n)
         for start in range(0, n, batch):
             rows = slice(start, min(n, start + batch))
-            pick = [None if value is None else value[rows] for value in (ids, known, mask)]
+            pick = [None if value is None else value[rows] for value in (asked, known, mask)]
             way: list[Tensor] | None = None
             if ways is not None:
                 ways.append(way := [])
@@ -311,19 +332,19 @@ class Generator(Model):
                 " instead"
             )
         self._check_guidance(options)
-        ids, parts = self.label_ids(condition, len(x)), []
+        asked, parts = self.conditions(condition, len(x)), []
         if not len(x):
             return x
         for start in range(0, len(x), self.at_once):
             rows = slice(start, min(len(x), start + self.at_once))
-            some, told = None if ids is None else ids[rows], in_all(progress, rows, len(x))
+            some, told = None if asked is None else asked[rows], in_all(progress, rows, len(x))
             parts.append(
                 self.paradigm.vary(self.inwards(x[rows]), level, some, seed, options, first=start, progress=told)  # type: ignore[operator]
             )
         return self.outwards(torch.cat(parts).cpu())
 
     def log_likelihood(self, x: Tensor, condition: Labels = None, seed: int = 0, steps: int | None = None) -> Tensor:
-        """How likely signals x (n, C, *space) are to this model, given their labels: nats, float64 (n,).
+        """How likely signals x (n, C, *space) are to this model, given their labels or texts: nats, float64 (n,).
 
         A next-token model gives the log probability of their codes, exactly. A diffusion model gives the log density of
         the pixels on their scale of [-1, 1], or of the latents in units of their own, by the probability flow in
@@ -334,21 +355,39 @@ class Generator(Model):
                 f"paradigm {self.recipe.paradigm.kind} has no likelihood of single signals; `smalti evaluate` gives the"
                 " bound on that of many, where there is one"
             )
-        ids, parts = self.label_ids(condition, len(x)), [torch.zeros(0, dtype=torch.float64)]
+        asked, parts = self.conditions(condition, len(x)), [torch.zeros(0, dtype=torch.float64)]
         for start in range(0, len(x), WITH_GRADIENTS):
             rows = slice(start, start + WITH_GRADIENTS)
-            some = None if ids is None else ids[rows]
+            some = None if asked is None else asked[rows]
             parts.append(self.paradigm.log_likelihood(self.inwards(x[rows]), some, seed, steps, first=start).cpu())  # type: ignore[operator]
         return torch.cat(parts)
 
     def _check_guidance(self, options: Config | None) -> None:
-        """Guidance pulls towards a label: without labels it would do nothing, and nobody would know.
+        """Guidance pulls towards a label or a text: without any it would do nothing, and nobody would know.
 
         That of the recipe was asked for by nobody who samples.
         """
         asked = getattr(options, "guidance", 1.0)
-        if asked not in (None, 1, getattr(self.options, "guidance", 1.0)) and not self.labels:
+        if asked not in (None, 1, getattr(self.options, "guidance", 1.0)) and not (self.labels or self.words):
             raise UserError(f"guidance {asked:g} on a model that was trained without labels; leave it out")
+
+    def conditions(self, condition: Labels, n: int) -> Tensor | list[str] | None:
+        """What is asked for as the paradigm takes it: label ids (n,), or for a model of text n prompts, "" for none.
+
+        None leaves all open. Raises UserError on an unknown label, on what is no prompt, and on another number of them.
+        """
+        if condition is None or not self.words:
+            return self.label_ids(condition, n)
+        if isinstance(condition, str):
+            return [condition] * n
+        prompts: list[str] = []
+        for each in condition if isinstance(condition, Sequence) else [condition]:
+            if not isinstance(each, str | None):
+                raise UserError("this model draws what a text says: give a prompt, or one for each sample")
+            prompts.append(each or "")
+        if len(prompts) != n:
+            raise UserError(f"{len(prompts)} prompts for {n} samples; give one for all, or one each")
+        return prompts
 
     def label_ids(self, condition: Labels, n: int) -> Tensor | None:
         """Labels by name or id -> ids (n,). Raises UserError on an unknown one, with the list."""
@@ -365,15 +404,55 @@ class Generator(Model):
             raise UserError(f"{len(each)} labels for {n} samples; give one for all, or one each")
         return torch.tensor([self._label_id(label) for label in each], dtype=torch.int64)
 
-    def _label_id(self, label: int | str) -> int:
+    def _label_id(self, label: int | str | None) -> int:
         if isinstance(label, str):
             lowered = [name.lower() for name in self.labels]
             if label.lower() not in lowered:
                 raise UserError(f"unknown label {label!r}; this model knows: {', '.join(self.labels)}")
             return lowered.index(label.lower())
-        if not 0 <= label < len(self.labels):
+        if label is None or not 0 <= label < len(self.labels):
             raise UserError(f"label {label} is out of range; this model has labels 0 to {len(self.labels) - 1}")
         return int(label)
+
+
+class Aligner(Model):
+    """Pictures and texts as unit vectors of one space: the larger the product of two, the better they fit.
+
+    Everything is in fp32, so that what it finds does not hang on the hardware.
+    """
+
+    @torch.no_grad()
+    def pictures(self, x: Tensor) -> Tensor:
+        """x (B, C, *space) in [-1, 1], in the shape it was trained on -> unit vectors fp32 (B, D).
+
+        Raises UserError on another shape and on values that are not finite.
+        """
+        shape = (self.signal.channels, *self.signal.shape)
+        if not x.is_floating_point() or x.shape[1:] != shape:
+            wanted = ", ".join(map(str, ("B", *shape)))
+            raise UserError(f"pictures to align are float ({wanted}) in [-1, 1]; got {x.dtype} {tuple(x.shape)}")
+        if not bool(x.isfinite().all()):
+            raise UserError("some of the values given are not finite (NaN or infinite); a signal lies in [-1, 1]")
+        parts = [self.paradigm.pictures(part.float().to(self.device)) for part in x.split(BATCH) if len(part)]  # type: ignore[operator]
+        return self._vectors(parts).to(x.device)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """B texts -> unit vectors fp32 (B, D).
+
+        Raises UserError on a single text that stands in no list, and on one that is no proper Unicode.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise UserError("texts to align are a list of them, as in texts(['a red apple'])")
+        parts = [self.paradigm.texts(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)]  # type: ignore[operator]
+        return self._vectors(parts).cpu()
+
+    def similarity(self, x: Tensor, texts: Sequence[str]) -> Tensor:
+        """The cosines in [-1, 1] of pictures (B, C, *space) and N texts, (B, N); errors as of both."""
+        return self.pictures(x).cpu() @ self.texts(texts).T
+
+    def _vectors(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([torch.zeros(0, self.recipe.paradigm.width, device=self.device), *parts])
 
 
 def in_all(progress: Progress, rows: slice, n: int) -> Progress:
@@ -399,7 +478,8 @@ def check_size(recipe: Recipe, signal: SignalSpec) -> None:
     """Raises UserError where the weights of a recipe's network are more than this machine has memory for."""
     with torch.device("meta"):  # shapes, and no memory
         if isinstance(recipe.model, TransformerConfig):
-            network: nn.Module = Transformer(recipe.model, conditioned=True)
+            context_width = recipe.model.width if recipe.paradigm.words else None
+            network: nn.Module = Transformer(recipe.model, conditioned=True, context_width=context_width)
         else:
             network = Autoencoder(recipe.model, signal)
     needed = sum(each.numel() * each.element_size() for each in (*network.parameters(), *network.buffers()))
@@ -424,6 +504,7 @@ def write(
         "recipe": recipe.model_dump(mode="json"),
         "examples": examples.model_dump(mode="json"),
         "figures": dict(figures),
+        "relies_on": paradigm.relies_on(),
     }
     files = {} if paradigm.text is None else {TEXT_FILE: paradigm.text.json_text()}
     checkpoint.write_model(folder, config, paradigm.model_state(), card(recipe, examples, figures), tokenizers, files)
@@ -440,7 +521,7 @@ def write_card(path: Path, figures: Mapping[str, Any]) -> None:
     checkpoint.write_text(folder / "README.md", text)
 
 
-def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator:
+def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator | Aligner:
     """Rebuild the model of a run, or of a model folder. Raises UserError when it is missing, damaged or too new."""
     folder = checkpoint.model_folder(path)
     config = checkpoint.read_config(folder)
@@ -451,6 +532,7 @@ def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator:
     except KeyError as error:
         raise UserError(damaged) from error
     paradigm = build(recipe, examples, _carried_text(folder, examples))
+    _check_relied_on(paradigm, config.get("relies_on", {}), folder)
     weights = checkpoint.read_weights(folder, config)
     if broken := [name for name, each in weights.items() if not bool(each.isfinite().all())]:
         raise UserError(f"{folder} is damaged: its weights are not finite, {broken[0]} among them; train it anew")
@@ -458,8 +540,10 @@ def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator:
         paradigm.load_model_state(weights)
     except RuntimeError as error:
         raise UserError(f"{folder} is damaged: its weights do not fit its config.json") from error
-    model: Tokenizer | Generator
-    if recipe.generates:
+    model: Tokenizer | Generator | Aligner
+    if recipe.paradigm.makes == "aligner":
+        model = Aligner(recipe, examples, paradigm, place)
+    elif recipe.generates:
         tokenizer = None if recipe.paradigm.reads == "signals" else _carried_tokenizer(folder, device)
         model = _kind_of_generator(recipe)(recipe, examples, paradigm, place, tokenizer)
     else:
@@ -499,19 +583,28 @@ def _carried_text(folder: Path, examples: Examples) -> TextTokenizer | None:
     return text
 
 
+def _check_relied_on(paradigm: Paradigm, trained_with: Mapping[str, str], folder: Path) -> None:
+    """Raises UserError where a model from the user's disk is not the one that this model was trained with."""
+    for path, sha in paradigm.relies_on().items():
+        if trained_with.get(path) != sha:
+            raise UserError(f"{path} is not the model that {folder} was trained with: put that one back")
+
+
 def load_tokenizer(path: str | Path, device: str = "auto") -> Tokenizer:
-    """The tokenizer of a run: itself, or the one a generator carries."""
+    """The tokenizer of a run: itself, or the one a generator carries. Raises UserError where there is none."""
     model = load(path, device)
+    if isinstance(model, Aligner):
+        raise UserError(f"{path} holds {model.kind}, which cuts nothing into codes; choose a tokenizer's run")
     return model.tokenizer if isinstance(model, Generator) else model
 
 
 def card(recipe: Recipe, examples: Examples, figures: Mapping[str, Any]) -> str:
     """The model card: what it is, what it was trained on and how, and what was measured."""
     shape = "×".join(map(str, examples.signal.shape))
-    kind = "tokenizer"
+    kind, call = CALLED[recipe.paradigm.makes], CALLS[recipe.paradigm.makes]
     if recipe.generates:
         reads = recipe.paradigm.reads
-        kind = "generator of pixels" if reads == "signals" else f"generator over a tokenizer's {reads}"
+        kind += " of pixels" if reads == "signals" else f" over a tokenizer's {reads}"
     lines = [
         "---",
         "library_name: smalti",
@@ -519,13 +612,13 @@ def card(recipe: Recipe, examples: Examples, figures: Mapping[str, Any]) -> str:
         "---",
         f"# {recipe.name}",
         "",
-        f"A {kind} for {examples.signal.kind}s of {examples.signal.channels} channels and {shape}, trained with smalti"
-        f" on `{recipe.data.source}` for {recipe.training.steps} steps of {recipe.training.batch}.",
+        f"{kind[0].upper()}{kind[1:]} for {examples.signal.kind}s of {examples.signal.channels} channels and {shape},"
+        f" trained with smalti on `{recipe.data.source}` for {recipe.training.steps} steps of {recipe.training.batch}.",
         "",
         "```python",
         "import smalti",
         "model = smalti.load('path/to/this/folder')",
-        "x = model.sample(4)" if recipe.generates else "again = model.reconstruct(x)  # x: (B, C, *space) in [-1, 1]",
+        call,
         "```",
         "",
     ]
@@ -546,4 +639,4 @@ def _shown(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-__all__ = ["Generator", "Model", "Tokenizer", "build", "card", "load", "load_tokenizer", "write"]
+__all__ = ["Aligner", "Generator", "Model", "Tokenizer", "build", "card", "load", "load_tokenizer", "write"]

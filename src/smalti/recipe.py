@@ -62,19 +62,27 @@ class Recipe(Config):
         wanted = self.paradigm.trains
         if self.model.kind != wanted:
             raise ValueError(f"paradigm {self.paradigm.kind} trains model.kind {wanted}, not {self.model.kind}")
-        if self.generates and self.paradigm.reads != "signals" and self.tokenizer is None:
-            raise ValueError(f"paradigm {self.paradigm.kind} needs a tokenizer: a recipe, or the path of a run")
-        if self.generates and self.paradigm.reads == "signals" and self.tokenizer is not None:
-            raise ValueError(f"paradigm {self.paradigm.kind} on pixels takes no tokenizer; leave it out")
+        if self.paradigm.makes != "tokenizer":
+            if self.paradigm.reads != "signals" and self.tokenizer is None:
+                raise ValueError(f"paradigm {self.paradigm.kind} needs a tokenizer: a recipe, or the path of a run")
+            if self.paradigm.reads == "signals" and self.tokenizer is not None:
+                raise ValueError(f"paradigm {self.paradigm.kind} on pixels takes no tokenizer; leave it out")
         per_rank, micro = self.training.batch, self.training.micro_batch
         if micro and per_rank % micro:
             raise ValueError(f"training.batch {per_rank} is not a multiple of training.micro_batch {micro}")
+        if self.paradigm.whole_batch and (micro or per_rank) < per_rank:
+            raise ValueError(
+                f"paradigm {self.paradigm.kind} compares all examples of a batch with each other: leave"
+                " training.micro_batch out"
+            )
+        if self.paradigm.whole_batch and per_rank < 2:
+            raise ValueError(f"paradigm {self.paradigm.kind} compares examples: training.batch must be 2 or more")
         return self
 
     @property
     def generates(self) -> bool:
-        """Whether this recipe trains a generator, rather than a tokenizer."""
-        return self.paradigm.trains != "autoencoder"
+        """Whether this recipe trains a generator, rather than a tokenizer or an aligner."""
+        return self.paradigm.makes == "generator"
 
     def json_text(self) -> str:
         """Everything, every default spelled out."""

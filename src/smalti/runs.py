@@ -121,6 +121,11 @@ class _Training:
         with self._timed("data"):
             source, validation = open_source(recipe.data, "train"), open_source(recipe.data, "validation")
             self._tell_broken(source.broken)
+        if recipe.paradigm.whole_batch and self.ranks.count > 1:
+            raise UserError(
+                f"paradigm {recipe.paradigm.kind} compares all examples of a batch with each other, which several"
+                " processes do not do yet: start it without torchrun"
+            )
         cached = recipe.generates and recipe.paradigm.reads != "signals"
         if cached and source.made and recipe.data.most is None:
             raise UserError(
@@ -148,8 +153,10 @@ class _Training:
 
     def _train_on_signals(self, source: Source, validation: Source) -> Progress:
         recipe, training = self.recipe, self.recipe.training
-        examples = Examples(signal=source.signal, labels=source.labels)
+        text = self._text(source)
+        examples = Examples(signal=source.signal, labels=source.labels, text=_spec(text))
         held = gathered(validation, recipe.data, training.validate_on)
+        words = validation if recipe.paradigm.words else None
 
         def batches(start: int) -> Iterator[Batch]:
             share = (training.batch, training.seed, self.ranks.rank, self.ranks.count)
@@ -158,9 +165,9 @@ class _Training:
             return iter(loader)
 
         def held_out() -> Iterator[Batch]:
-            return _signals(held, self._rows_at_once(), self.ranks)
+            return _signals(held, words, self._rows_at_once(), self.ranks)
 
-        return self._fit(examples, batches, held_out, {"the data": source.fingerprint}, {})
+        return self._fit(examples, batches, held_out, {"the data": source.fingerprint}, {}, text)
 
     def _train_on_cached(self, source: Source, validation: Source, tokenizer_folder: Path) -> Progress:
         """A generator over what a tokenizer makes of the pictures, computed once."""
@@ -176,14 +183,10 @@ class _Training:
         else:
             made["latents"] = LatentSpec(channels=learnt.values.shape[2], grid=tuple(learnt.values.shape[3:]))
         identity = {"the data": source.fingerprint, "the tokenizer": tokenizer.sha256}
-        text = None
+        text = self._text(source)
         if self.recipe.paradigm.words:
-            with self._timed("text"):
-                text = self._text_tokenizer(source)
-            made["text"] = TextSpec(pieces=text.size, sha256=text.sha256)
-            identity["the text tokenizer"] = text.sha256
             learnt, held = replace(learnt, words=source), replace(held, words=validation)
-        examples = Examples(signal=source.signal, labels=source.labels, **made)
+        examples = Examples(signal=source.signal, labels=source.labels, text=_spec(text), **made)
 
         def batches(start: int) -> Iterator[Batch]:
             return shuffled(learnt, training.batch, training.seed, self.ranks.rank, self.ranks.count, start)
@@ -205,6 +208,9 @@ class _Training:
         recipe = self.recipe
         torch.manual_seed(recipe.training.seed)
         paradigm = models.build(recipe, examples, text)
+        identity = {**identity, **paradigm.relies_on()}
+        if text is not None:
+            identity["the text tokenizer"] = text.sha256
         if recipe.init and not (self.folder / "state" / "latest").exists():
             _start_from(paradigm, recipe.init)
 
@@ -229,18 +235,28 @@ class _Training:
             finished = nested._stages()
         return folder / "model" if finished else None
 
-    def _text_tokenizer(self, source: Source) -> TextTokenizer:
-        """The text tokenizer: learnt from the texts and questions of the training examples, once, and kept in the run.
+    def _text(self, source: Source) -> TextTokenizer | None:
+        """The text tokenizer of a paradigm that is told texts and cuts them itself.
 
-        Raises UserError where there is no text.
+        Raises UserError where it is told texts and there are none.
         """
+        paradigm = self.recipe.paradigm
+        if not paradigm.words:
+            return None
+        if not source.has_text:
+            raise UserError(
+                f"{source.name} has no captions, which {self.recipe.name} learns from: give the folder a"
+                " metadata.jsonl, a line a picture with file_name and text"
+            )
+        if paradigm.pieces is None:
+            return None
+        with self._timed("text"):
+            return self._text_tokenizer(source)
+
+    def _text_tokenizer(self, source: Source) -> TextTokenizer:
+        """Learnt from the texts and questions of the training examples, once, and kept in the run."""
         folder = self.folder / "text"
         if self.ranks.writes and not (folder / "tokenizer.json").exists():
-            if not source.has_text:
-                raise UserError(
-                    f"{source.name} has no captions, which {self.recipe.name} learns from: give the folder a"
-                    " metadata.jsonl, a line a picture with file_name and text"
-                )
             few = torch.arange(len(source))[:: -(-len(source) // TEXTS)].tolist()
             told = chain.from_iterable((*source.text(i), *chain.from_iterable(source.questions(i))) for i in few)
             TextTokenizer.trained(told, self.recipe.paradigm.pieces).save(folder)
@@ -289,10 +305,15 @@ class _Stopwatch:
         self.stages[self.name] = time.monotonic() - self.began
 
 
-def _signals(held: HeldOut, size: int, ranks: Ranks) -> Iterator[Batch]:
-    """This rank's share of the held-out pictures, as signals."""
-    for batch in in_order(Held(held.pixels[None], held.labels), size, ranks.rank, ranks.count):
-        yield Batch(batch.step, batch.rows, batch.indices, to_signal(batch.x.to(torch.uint8)), batch.labels)
+def _spec(text: TextTokenizer | None) -> TextSpec | None:
+    return None if text is None else TextSpec(pieces=text.size, sha256=text.sha256)
+
+
+def _signals(held: HeldOut, words: Source | None, size: int, ranks: Ranks) -> Iterator[Batch]:
+    """This rank's share of the held-out pictures, as signals; `words` is where their texts come from, if asked for."""
+    kept = Held(held.pixels[None], held.labels, held.rows, words)
+    for batch in in_order(kept, size, ranks.rank, ranks.count):
+        yield replace(batch, x=to_signal(batch.x.to(torch.uint8)))
 
 
 def _encode_all(

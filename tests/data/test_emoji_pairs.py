@@ -10,6 +10,8 @@ from smalti.data.emoji import ARTISTS, GROUPS
 from smalti.data.emoji_pairs import PAIR_GROUPS, part_of_pair, read_pairs, unseen_artist
 from smalti.data.example import Detail
 from smalti.data.fetch import cache_dir
+from smalti.data.named import Pictures
+from smalti.data.naming import captions, prompts, questions
 from smalti.data.sources import DataConfig, open_source
 
 REAL_CACHE = cache_dir()  # before each test gets a cache of its own
@@ -60,6 +62,23 @@ def test_flags_single_artists_and_pictures_of_two_pairs_are_left_out(whole):
     assert details == [whole[2][i] for i in chosen]
     assert [PAIR_GROUPS[label] for label in labels] == [GROUPS[3]] * 6
     assert set(PAIR_GROUPS) == set(GROUPS) - {"Flags"}
+
+
+def test_the_set_is_told_in_plain_captions_with_questions(monkeypatch):
+    """What stands in the files stays as it is: other sets split by it, and word it in their own way."""
+    details = [Detail(f"emoji/{i}", ("red apple", "fruit", "food"), i % 3, CONCEPTS[i]) for i in range(60)]
+    pixels, labels = np.zeros((60, 3, 4, 4), dtype=np.uint8), np.arange(60) % len(PAIR_GROUPS)
+    monkeypatch.setattr(sources, "_read_named", lambda *_: ({"train": Pictures(pixels, labels, details)}, "by hand"))
+    source = open_source(DataConfig(source="emoji-pairs"), "train")
+    kept = [detail for detail in details if part_of_pair(detail.kind, detail.artist, 0.05) == "train"]
+    for i, detail in enumerate(kept):
+        assert source.text(i) == prompts(detail) == captions(detail)[:2]
+        assert source.text(i) == ("red apple", f"red apple, {ARTISTS[detail.artist]} style")
+        assert source.questions(i) == questions(detail, PAIR_GROUPS[int(source.label_ids[i])])
+    plain = open_source(DataConfig(source="emoji"), "train")
+    assert plain.text(0) == ("red apple", "fruit", "food")
+    assert plain.questions(0) == ()
+    assert plain.fingerprint != source.fingerprint
 
 
 @pytest.mark.slow

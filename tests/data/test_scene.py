@@ -115,10 +115,10 @@ def test_grounds_are_well_apart():
 
 def test_a_scene_is_the_same_on_every_machine():
     places = (
-        Place(0, 0, 2, 6, 24),
-        Place(0, 1, 5, 36, 24),
-        Place(1, 0, 33, 7, 24),
-        Place(1, 1, 34, 36, 24),
+        Place(0, 0, 0, 8, 24),
+        Place(0, 1, 4, 36, 24),
+        Place(1, 0, 32, 8, 24),
+        Place(1, 1, 32, 36, 24),
     )
     scene = Scene(("banana", "eggplant", "headphones", "balloon"), (0, 2, 2, 2), places, "grey")
     assert draw_scene("train", 3, NOTHING_MELTS) == scene

@@ -8,22 +8,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from smalti.config import CodeSpec, Config, Examples, SignalSpec
+from smalti.config import CodeSpec, Config, Examples, SignalSpec, TextSpec
 from smalti.data.batch import Batch
+from smalti.data.sources import DataConfig
 from smalti.layers.transformer import TransformerConfig
 from smalti.paradigms import PARADIGMS
 from smalti.paradigms.adversarial import AdversarialConfig
 from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig
 from smalti.paradigms.base import Paradigm
+from smalti.paradigms.contrastive import ContrastiveConfig
 from smalti.paradigms.diffusion import DiffusionConfig
 from smalti.paradigms.discrete_diffusion import DiscreteDiffusionConfig
+from smalti.paradigms.interleaved import InterleavedConfig
+from smalti.paradigms.text_encoder import TextEncoderConfig
+from smalti.recipe import Recipe, TrainingConfig
 from smalti.tokenizers.autoencoder import AutoencoderConfig
 from smalti.tokenizers.bottlenecks.vq import VQConfig
+from smalti.tokenizers.text import TextTokenizer
 from smalti.training.totals import Totals
 
+WORDS = [f"{colour} {thing}" for colour in ("red", "green") for thing in ("dog", "cat", "bird", "fish")]
+TEXT = TextTokenizer.trained(WORDS, 270)
 EXAMPLES = Examples(
-    signal=SignalSpec(channels=1, shape=(8, 8)), codes=CodeSpec(codebooks=1, grid=(2, 3), size=8), labels=("a", "b")
+    signal=SignalSpec(channels=1, shape=(8, 8)),
+    codes=CodeSpec(codebooks=1, grid=(2, 3), size=8),
+    labels=("a", "b"),
+    text=TextSpec(pieces=TEXT.size, sha256=TEXT.sha256),
 )
 AUTOENCODER = AutoencoderConfig(width=16, strides=(4,), blocks=1, bottleneck=VQConfig(codes=8, dim=4))
 TRANSFORMER = TransformerConfig(layers=1, width=16, heads=2, dropout=0.0)
@@ -44,16 +55,28 @@ CASES = {
         AutoregressiveConfig(label_dropout=0.5, order="random", anneal_from=0.1), TRANSFORMER, True
     ),
     "diffusion": Case(DiffusionConfig(label_dropout=0.5), TRANSFORMER, False),
+    "diffusion with text": Case(
+        DiffusionConfig(text=TextEncoderConfig(layers=1, heads=2, caption_dropout=0.5)), TRANSFORMER, False
+    ),
     "discrete-diffusion": Case(
         DiscreteDiffusionConfig(scheme="mask-and-replace", label_dropout=0.5), TRANSFORMER, True
     ),
+    "interleaved": Case(InterleavedConfig(row=32), TRANSFORMER, True),
+    "contrastive": Case(ContrastiveConfig(width=8, picture_width=16, strides=(2, 2), blocks=1), TRANSFORMER, False),
+    "contrastive by sigmoid": Case(
+        ContrastiveConfig(loss="sigmoid", width=8, picture_width=16, strides=(2, 2), blocks=1), TRANSFORMER, False
+    ),
 }
+WHOLE = [name for name, case in CASES.items() if case.config.whole_batch]
+every_in_parts = pytest.mark.parametrize("name", [name for name in CASES if name not in WHOLE])
 every = pytest.mark.parametrize("name", CASES)
 
 
 def made(name: str) -> Paradigm:
     torch.manual_seed(0)
-    return CASES[name].config.build(CASES[name].model, EXAMPLES, steps=10)
+    paradigm = CASES[name].config.build(CASES[name].model, EXAMPLES, steps=10)
+    paradigm.text = TEXT
+    return paradigm
 
 
 def batch_of(name: str, n: int = 8, step: int = 3) -> Batch:
@@ -61,7 +84,7 @@ def batch_of(name: str, n: int = 8, step: int = 3) -> Batch:
     x = torch.rand(n, 1, 8, 8, generator=generator) * 2 - 1
     if CASES[name].of_codes:
         x = torch.randint(0, 8, (n, 1, 2, 3), generator=generator)
-    return Batch(step, torch.arange(n), torch.arange(n), x, torch.arange(n) % 2, seed=5)
+    return Batch(step, torch.arange(n), torch.arange(n), x, torch.arange(n) % 2, WORDS[:n], seed=5)
 
 
 def state(paradigm: Paradigm) -> list[Tensor]:
@@ -120,7 +143,7 @@ def test_the_same_batch_gives_the_same_loss_and_changes_no_state(name):
     assert same(before, state(paradigm))
 
 
-@every
+@every_in_parts
 @pytest.mark.parametrize("training", [False, True])
 def test_halves_add_up_to_the_whole(name, training):
     paradigm, batch = made(name).train(training), batch_of(name)
@@ -138,7 +161,27 @@ def test_halves_add_up_to_the_whole(name, training):
             torch.testing.assert_close(ours / halves.counted, theirs / whole.counted, atol=1e-6, rtol=1e-4)
 
 
-@every
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_loss_over_the_whole_batch_takes_no_micro_batches(name):
+    """Its halves would not add up to the whole: each sees fewer to compare with. So a recipe refuses them."""
+    batch, totals = batch_of(name), {True: Totals(), False: Totals()}
+    for split, total in totals.items():
+        for part in batch.split(4 if split else len(batch.rows)):
+            total.add(made(name).loss("network", part, 3).terms)
+    assert totals[True].loss() != pytest.approx(totals[False].loss(), rel=1e-4)
+
+    def recipe(**training: int) -> Recipe:
+        case, config = CASES[name], TrainingConfig(**training)
+        return Recipe(name="x", data=DataConfig(), model=case.model, paradigm=case.config, training=config)
+
+    assert recipe(batch=8, micro_batch=8).training.micro_batch == 8
+    with pytest.raises(ValueError, match=r"leave training\.micro_batch out"):
+        recipe(batch=8, micro_batch=4)
+    with pytest.raises(ValueError, match=r"training\.batch must be 2 or more"):
+        recipe(batch=1)
+
+
+@every_in_parts
 def test_the_last_part_of_a_split_may_be_smaller(name):
     paradigm, totals = made(name).train(), Totals()
     player = next(iter(paradigm.players()))

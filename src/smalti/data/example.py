@@ -113,7 +113,7 @@ class Source(ABC):
 
 
 class MemorySource(Source):
-    """Pictures already in memory: uint8 (N, C, H, W), with labels int64 (N,) and N details or without."""
+    """Pictures already in memory: uint8 (N, C, H, W), with labels int64 (N,), N details and questions, or without."""
 
     def __init__(
         self,
@@ -123,6 +123,7 @@ class MemorySource(Source):
         labels: tuple[str, ...] = (),
         details: Sequence[Detail] = (),
         artists: tuple[str, ...] = (),
+        questions: Sequence[Questions] = (),
     ) -> None:
         if str(pixels.dtype) != "torch.uint8" or pixels.ndim != 4:
             raise ValueError(f"pixels must be uint8 (N, C, H, W), not {pixels.dtype} {tuple(pixels.shape)}")
@@ -133,9 +134,12 @@ class MemorySource(Source):
         self._pixels = pixels
         self._label_ids = label_ids
         self._details = details
+        self._questions = questions
         digest = hashlib.sha256(repr((tuple(pixels.shape), labels)).encode())
         if details:
             digest.update(repr((artists, details)).encode())
+        if questions:
+            digest.update(repr(questions).encode())
         digest.update(np.ascontiguousarray(pixels.numpy()).data)
         if label_ids is not None:
             digest.update(np.ascontiguousarray(label_ids.numpy()).data)
@@ -163,6 +167,9 @@ class MemorySource(Source):
 
     def text(self, i: int) -> tuple[str, ...]:
         return self._details[i].text if self._details else ()
+
+    def questions(self, i: int) -> Questions:
+        return self._questions[i] if self._questions else ()
 
     @property
     def has_text(self) -> bool:

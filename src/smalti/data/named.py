@@ -15,8 +15,9 @@ import numpy as np
 from smalti.data.emoji import ARCHIVES, ARTISTS, GROUPS, read_emoji
 from smalti.data.emoji_mix import read_mix
 from smalti.data.emoji_pairs import PAIR_GROUPS, part_of_pair, read_pairs
-from smalti.data.example import Detail, Source, SplitName, part_of
+from smalti.data.example import Detail, Questions, Source, SplitName, part_of
 from smalti.data.fetch import DebianPackage, NodePackage, NodeRegistry, Publisher, PythonPackage, Way
+from smalti.data.naming import prompts, questions
 from smalti.data.scenes import read_scenes
 from smalti.errors import UserError
 
@@ -38,7 +39,9 @@ class NamedSet:
     """`files`: name -> sha256 of the content; `read` turns the contents into {"train": Split, maybe "test": Split}.
 
     With Pictures that have details, {"train": Pictures} is the whole set: it is split as `part` says, by kind unless
-    told otherwise. What is computed is a Source for each split. `of`: the set whose files these are, if not its own.
+    told otherwise. `told` and `asked` (of a detail and its label) are a picture's texts and questions, if not the
+    detail's texts and none. What is computed is a Source for each split. `of`: the set whose files these are, if not
+    its own.
     """
 
     title: str
@@ -51,6 +54,8 @@ class NamedSet:
     places: tuple[Path, ...] = ()
     artists: tuple[str, ...] = ()
     part: Callable[[Detail, float], SplitName] = lambda detail, validation: part_of(detail.kind, validation)
+    told: Callable[[Detail], tuple[str, ...]] = lambda detail: detail.text
+    asked: Callable[[Detail, str], Questions] | None = None
     of: str = ""
 
 
@@ -236,6 +241,8 @@ NAMED_SETS: dict[str, NamedSet] = {
         title="Emoji without flags, 64×64; held out are an artist's drawings of a thing that others have drawn too",
         read=lambda contents: {"train": Pictures(*read_pairs(contents))},
         part=lambda detail, validation: part_of_pair(detail.kind, detail.artist, validation),
+        told=prompts,
+        asked=questions,
         labels=PAIR_GROUPS,
     ),
     "emoji-mix": replace(

@@ -6,11 +6,16 @@ from smalti.data.emoji import ARTISTS
 from smalti.data.example import Detail
 
 
+def prompts(drawn: Detail) -> tuple[str, str]:
+    """The two plainest ways to ask for a drawing: its name, with and without who drew it."""
+    return drawn.text[0], f"{drawn.text[0]}, {ARTISTS[drawn.artist]} style"
+
+
 def captions(drawn: Detail) -> tuple[str, ...]:
     """What one may ask for a drawing by: its name, with and without who drew it, and what else it is known by."""
     name, *others = drawn.text
     artist = ARTISTS[drawn.artist]
-    told = (name, f"{name}, {artist} style", f"{name} by {artist}", f"{name}, drawn by {artist}")
+    told = (*prompts(drawn), f"{name} by {artist}", f"{name}, drawn by {artist}")
     return (*told, ", ".join(others[:3])) if others else told
 
 

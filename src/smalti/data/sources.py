@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from itertools import compress
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from pydantic import Field, PositiveInt
 
 from smalti.config import Config, SignalSpec
-from smalti.data.example import TEST_SHARE, Item, MemorySource, Some, Source, SplitName, held_out
+from smalti.data.example import TEST_SHARE, Item, MemorySource, Questions, Some, Source, SplitName, held_out
 from smalti.data.fetch import cache_dir, obtain
 from smalti.data.folder import Folder, FolderSource, read_folder
 from smalti.data.image import Fit, fit, recolour
@@ -144,7 +145,11 @@ def _open_named(config: DataConfig, split: str) -> Source:
         chosen = out if split == "validation" else ~out
     pixels, ids = _conform(whole.pixels[chosen], config), torch.from_numpy(whole.labels[chosen])
     details = list(compress(whole.details, chosen))
-    return MemorySource(config.source, pixels, ids, named.labels, details, named.artists)
+    asked: list[Questions] = []
+    if named.asked is not None:
+        asked = [named.asked(detail, named.labels[i]) for detail, i in zip(details, ids.tolist(), strict=True)]
+    details = [replace(detail, text=named.told(detail)) for detail in details]
+    return MemorySource(config.source, pixels, ids, named.labels, details, named.artists, asked)
 
 
 def _as_made(source: Source, config: DataConfig) -> Source:

@@ -20,11 +20,12 @@ from smalti.data.sources import DataConfig, open_source
 from smalti.data.workers import read_each
 from smalti.device import autocast
 from smalti.errors import UserError
+from smalti.evaluation.alignment import hundreds, recall
 from smalti.evaluation.classifier import Classifier, Judge, PixelFeatures, judge
 from smalti.evaluation.distance import frechet, nearest, precision_recall_density_coverage
 from smalti.evaluation.reconstruction import ReconstructionMeter
 from smalti.evaluation.tokenizers import figures_of
-from smalti.model import Generator, Tokenizer
+from smalti.model import Aligner, Generator, Model, Tokenizer
 from smalti.paradigms.likelihood import bits_per_dimension
 from smalti.sampling.files import drawing
 from smalti.tokenizers.bottlenecks import Moment
@@ -60,7 +61,7 @@ class HeldOut:
         return HeldOut(self.pixels[rows], labels, self.rows[rows], self.broken)
 
 
-def data_of(model: Tokenizer | Generator, source: str | None) -> DataConfig:
+def data_of(model: Model, source: str | None) -> DataConfig:
     """The data a model is measured on: its own recipe's, or another source in the model's shape."""
     height, width = model.signal.shape
     changes: dict[str, Any] = {"shape": (height, width), "channels": model.signal.channels, "most": None}
@@ -115,7 +116,10 @@ def _lot(count: int) -> Tensor:
 
 
 def evaluate(
-    model: Tokenizer | Generator, source: str | None = None, samples: int = COMPARED, options: Config | None = None
+    model: Tokenizer | Generator | Aligner,
+    source: str | None = None,
+    samples: int = COMPARED,
+    options: Config | None = None,
 ) -> dict[str, Any]:
     """All figures of a model as plain values, ready for JSON; a generator draws with `options`, or its recipe's.
 
@@ -123,6 +127,8 @@ def evaluate(
     data has no held-out part.
     """
     config = data_of(model, source)
+    if isinstance(model, Aligner):
+        return evaluate_aligner(model, config)
     if isinstance(model, Tokenizer):
         return evaluate_tokenizer(model, config)
     return evaluate_generator(model, config, samples, options)
@@ -201,6 +207,38 @@ def evaluate_generator(
     figures["copying"] = copying(columns["samples"], other.pixels, train.pixels)
     figures.update(likelihood(generator, test if known else replace(test, labels=None)))
     return figures
+
+
+def evaluate_aligner(aligner: Aligner, config: DataConfig) -> dict[str, Any]:
+    """How often the right one is ranked first: of a hundred captions for a held-out picture, and the other way round.
+
+    Means over several random hundreds of pairs with different captions, the same for every model; fewer than a
+    hundred where the data holds out no more. Raises UserError where it holds out no two captions.
+    """
+    pairs = captioned(config)
+    drawn = hundreds(pairs.captions)
+    pictures, texts = aligner.pictures(to_signal(pairs.pixels)), aligner.texts(pairs.captions)
+    figures = {"kind": "aligner", "data": config.source, "split": "test", "pictures": len(pairs.captions)}
+    return {**figures, "hundreds": len(drawn), "among": len(drawn[0]), **recall(pictures, texts, drawn)}
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Held-out pictures uint8 (N, C, H, W), and the first caption of each."""
+
+    pixels: Tensor
+    captions: list[str]
+
+
+def captioned(config: DataConfig) -> Captioned:
+    """The test split's pictures that have a caption. Raises UserError where there are no two different ones."""
+    test, source = held_out(config), open_source(config, "test")
+    texts = [source.text(i)[:1] for i in test.rows.tolist()]
+    told = [i for i, text in enumerate(texts) if text and text[0].strip()]
+    pairs = Captioned(test.pixels[told], [texts[i][0] for i in told])
+    if len({caption.casefold() for caption in pairs.captions}) < 2:
+        raise UserError(f"{config.source} holds out no two different captions, and there is nothing to rank")
+    return pairs
 
 
 def trained_judge(source: Source, train: HeldOut, test: HeldOut | None, config: DataConfig) -> Judge:

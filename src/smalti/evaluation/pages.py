@@ -15,14 +15,15 @@ from smalti.data.image import BrokenFile, to_signal
 from smalti.data.sources import DataConfig, Source, open_source
 from smalti.errors import UserError
 from smalti.evaluation import code_pages, latent_pages
+from smalti.evaluation.alignment import hundreds, recall
 from smalti.evaluation.charts import curves
 from smalti.evaluation.distance import nearest
-from smalti.evaluation.evaluate import HeldOut, data_of, held_out, shuffled, to_learn
+from smalti.evaluation.evaluate import HeldOut, captioned, data_of, held_out, shuffled, to_learn
 from smalti.evaluation.plots import picture_grid, picture_pairs, picture_rows
 from smalti.evaluation.reconstruction import ReconstructionMeter
 from smalti.evaluation.report import Report
 from smalti.evaluation.tokenizers import CodeFigures, figures_of
-from smalti.model import Generator, Tokenizer, load
+from smalti.model import Aligner, Generator, Model, Tokenizer, load
 from smalti.sampling.animate import frames_of
 from smalti.sampling.complete import complete, first_part
 from smalti.training.log import read_metrics, say
@@ -30,6 +31,7 @@ from smalti.training.log import read_metrics, say
 # What was logged, group by group: a value belongs to the first group that has one of the words of its name. What no
 # group knows is a term of the bottleneck or of the paradigm, and stands after the errors.
 ERRORS, TERMS, CODES, ADVERSARY, STEPS = "errors", "other terms of the loss", "codes in use", "adversary", "steps"
+CAPTIONED = 180  # screen pixels a picture is enlarged to whose caption is to be read
 WORDS = {
     STEPS: {"grad", "norm", "lr"},
     ADVERSARY: {"critic", "adversarial", "generator", "heard", "features", "verdict", "real", "fake", "lecam", "r1"},
@@ -57,7 +59,9 @@ def write_report(folder: Path, data: DataConfig, stages: Mapping[str, float], de
         if hasattr(model.paradigm, "vary"):
             _variations(report, model, some)
         _neighbours(report, model, train)
-    if isinstance(model, Tokenizer):
+    if isinstance(model, Aligner):
+        _ranked_first(report, model, config)
+    elif isinstance(model, Tokenizer):
         _tokenizer(report, model, some)
     elif model.reads != "signals":
         _tokenizer(report, model.tokenizer, some)
@@ -153,6 +157,24 @@ def _tokenizer(report: Report, tokenizer: Tokenizer, test: HeldOut) -> None:
         latent_pages.interpolations(report, tokenizer, test)
 
 
+def _ranked_first(report: Report, aligner: Aligner, config: DataConfig, n: int = 24) -> None:
+    pairs = captioned(config)
+    drawn = hundreds(pairs.captions)
+    pictures, texts = aligner.pictures(to_signal(pairs.pixels)), aligner.texts(pairs.captions)
+    some, among = drawn[0][:n], len(drawn[0])
+    report.section(
+        "Captions ranked first",
+        f"Held-out pictures, and below each the caption that of {among} is ranked first: ✓ where it is its own.",
+    )
+    report.facts(
+        {f"{name.replace('_', ' ')} of {among}": value for name, value in recall(pictures, texts, drawn).items()}
+    )
+    found = drawn[0][(pictures[some] @ texts[drawn[0]].T).argmax(1)]
+    said = [f"{'✓' if i == j else '✗'} {pairs.captions[j]}" for i, j in zip(some.tolist(), found.tolist(), strict=True)]
+    x = pairs.pixels[some]
+    report.picture(picture_grid(x, 4, math.ceil(CAPTIONED / x.shape[-1]), said))
+
+
 def _reconstructions(report: Report, tokenizer: Tokenizer, test: HeldOut, errors: ReconstructionMeter) -> None:
     found, network = errors.result(), tokenizer.network
     grid = "×".join(str(side // network.stride) for side in tokenizer.signal.shape)
@@ -168,7 +190,7 @@ def _reconstructions(report: Report, tokenizer: Tokenizer, test: HeldOut, errors
     report.picture(picture_pairs(x, tokenizer.reconstruct(x), 10), f"figures over {errors.signals:,} held-out pictures")
 
 
-def _curves(report: Report, folder: Path, model: Tokenizer | Generator) -> None:
+def _curves(report: Report, folder: Path, model: Model) -> None:
     report.section("Training", "Held-out values are those of the averaged weights, the ones that are kept.")
     for name, place in {"tokenizer": folder / "tokenizer", model.recipe.name: folder}.items():
         rows = read_metrics(place / "metrics.jsonl")

@@ -6,6 +6,7 @@ from smalti.config import Config, one_of
 from smalti.paradigms.adversarial import AdversarialConfig
 from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig
+from smalti.paradigms.contrastive import ContrastiveConfig
 from smalti.paradigms.diffusion import DiffusionConfig
 from smalti.paradigms.discrete_diffusion import DiscreteDiffusionConfig
 from smalti.paradigms.interleaved import InterleavedConfig
@@ -17,5 +18,6 @@ PARADIGMS: dict[str, type[Config]] = {
     "diffusion": DiffusionConfig,
     "discrete-diffusion": DiscreteDiffusionConfig,
     "interleaved": InterleavedConfig,
+    "contrastive": ContrastiveConfig,
 }
 AnyParadigm = one_of(PARADIGMS)

@@ -22,7 +22,7 @@ from smalti.data.batch import Batch
 from smalti.device import full_precision
 from smalti.errors import UserError
 from smalti.paradigms.autoencode import Autoencode, AutoencodeConfig
-from smalti.paradigms.base import Loss, ParadigmConfig
+from smalti.paradigms.base import Loss, Makes, ParadigmConfig
 from smalti.term import Term
 from smalti.tokenizers.autoencoder import Autoencoder, AutoencoderConfig
 from smalti.tokenizers.bottlenecks import Statistic
@@ -55,6 +55,7 @@ class AdversarialConfig(ParadigmConfig):
 
     kind: Literal["adversarial"] = "adversarial"
     trains: ClassVar[str] = "autoencoder"
+    makes: ClassVar[Makes] = "tokenizer"
     critic: CriticConfig = CriticConfig()
     loss: Literal["hinge", "non-saturating"] = "hinge"
     weight: float = Field(0.5, ge=0, description="of what the tokenizer hears from the critic")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from smalti.config import Examples
 from smalti.data.batch import Batch
 from smalti.device import full_precision
-from smalti.paradigms.base import Loss, Paradigm, ParadigmConfig
+from smalti.paradigms.base import Loss, Makes, Paradigm, ParadigmConfig
 from smalti.term import Term
 from smalti.tokenizers.autoencoder import Autoencoder, AutoencoderConfig, to_vectors
 from smalti.tokenizers.bottlenecks import Moment
@@ -21,6 +21,7 @@ class AutoencodeConfig(ParadigmConfig):
 
     kind: Literal["autoencode"] = "autoencode"
     trains: ClassVar[str] = "autoencoder"
+    makes: ClassVar[Makes] = "tokenizer"
 
     def build(self, model: AutoencoderConfig, examples: Examples, steps: int) -> Autoencode:
         return Autoencode(self, Autoencoder(model, examples.signal), steps)

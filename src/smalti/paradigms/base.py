@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -14,6 +14,8 @@ from smalti.data.batch import Batch
 from smalti.term import Term
 from smalti.tokenizers.bottlenecks import Statistic
 from smalti.tokenizers.text import TextTokenizer
+
+Makes = Literal["tokenizer", "generator", "aligner"]  # what a trained model is
 
 # who waits for samples is told after every step: how many are done, of how many
 Progress = Callable[[int, int], object]
@@ -32,10 +34,19 @@ class Loss:
 
 
 class ParadigmConfig(Config):
-    """The settings of a paradigm: what model it trains, and whether it is told the texts of its examples."""
+    """The settings of a paradigm: what model it trains, what comes of it, whether it is told the examples' texts.
+
+    With `whole_batch` the loss compares the examples of a batch with each other, so it cannot be added up from parts.
+    """
 
     trains: ClassVar[str]
-    words: ClassVar[bool] = False
+    makes: ClassVar[Makes] = "generator"
+    whole_batch: ClassVar[bool] = False
+
+    @property
+    def words(self) -> bool:
+        """Whether it is told texts, so that what it draws is asked for by prompts instead of labels."""
+        return False
 
 
 class Paradigm(nn.Module, ABC):
@@ -57,7 +68,10 @@ class Paradigm(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, player: str, batch: Batch, step: int) -> Loss:
-        """The loss of one player. All terms must count in proportion to the rows of the batch."""
+        """The loss of one player. All terms must count in proportion to the rows of the batch.
+
+        A batch may come in parts, unless the paradigm needs the `whole_batch`.
+        """
 
     def score(self, means: Mapping[str, float], loss: float) -> float | None:
         """What of the held-out means says how good the model is, lower is better; None keeps the newest always."""
@@ -70,6 +84,10 @@ class Paradigm(nn.Module, ABC):
     def load_model_state(self, state: Mapping[str, Tensor]) -> None:
         """Take them back. Raises RuntimeError when they do not fit."""
         self.load_state_dict(state)
+
+    def relies_on(self) -> dict[str, str]:
+        """Models on the user's disk that it needs beside its own weights: folder -> SHA-256 of its config.json."""
+        return {}
 
     def rates(self) -> dict[str, float]:
         """The learning rates of players that train by AdamW at a rate of their own; the others follow the recipe."""

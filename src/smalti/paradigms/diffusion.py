@@ -2,6 +2,9 @@
 
 Peebles & Xie 2022 (arXiv 2212.09748): the signal is cut into patches, each a token; time and class condition every
 layer. The class of a share of the examples is hidden while training, for guidance.
+
+With text it is P(picture | caption): every layer also reads the caption, by cross-attention (Chen et al. 2023, arXiv
+2310.00426), and the caption as a whole takes the place of the class.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from smalti.paradigms.solvers import (
     heun,
     moved,
 )
+from smalti.paradigms.text_encoder import Context, TextEncoder, TextEncoderConfig, shown_texts
 from smalti.term import Term
 from smalti.tokenizers.bottlenecks import Moment
 
@@ -52,6 +56,8 @@ LIKELIHOOD_STEPS = 50
 GAMMA = 4.0  # where the soft weight of the signal-to-noise ratio bends
 ROUNDS = 3  # in which a step of the inversion is made exact
 LEAST_DEVIATION = 1e-3  # of a channel: one that never changes is not blown up
+
+Asked = Tensor | Sequence[str | None] | None  # class ids (n,), or n prompts
 
 
 class DiffusionOptions(GuidanceConfig):
@@ -70,7 +76,8 @@ class DiffusionConfig(ParadigmConfig):
     `variance` is that of the solver ddpm; `learned` needs the path ddpm, and adds the variational bound to the loss.
     `times`: which noise levels are trained on, all alike, or rather those in the middle (`logit-normal`: Esser et al.
     2024, arXiv 2403.03206, section 3.1). `weighting` soft-min-snr holds back the levels that are nearly free of noise
-    (Crowson et al. 2024, arXiv 2401.11605, section 3.4). `sampling` are the options used when none are given.
+    (Crowson et al. 2024, arXiv 2401.11605, section 3.4). `text` says how captions are read; with it, labels are not
+    used. `sampling` are the options used when none are given.
     """
 
     kind: Literal["diffusion"] = "diffusion"
@@ -83,6 +90,7 @@ class DiffusionConfig(ParadigmConfig):
     times: Literal["uniform", "logit-normal"] = "uniform"
     weighting: Literal["none", "soft-min-snr"] = "none"
     label_dropout: float = Field(0.1, ge=0, le=1, description="share of examples that train without their class")
+    text: TextEncoderConfig | None = Field(None, description="how captions are read; none is told labels")
     sampling: DiffusionOptions = DiffusionOptions()
 
     @model_validator(mode="after")
@@ -99,20 +107,38 @@ class DiffusionConfig(ParadigmConfig):
     def reads(self) -> Reads:
         return "signals" if self.on == "pixels" else "latents"
 
+    @property
+    def words(self) -> bool:
+        return self.text is not None
+
+    @property
+    def pieces(self) -> int | None:
+        """Most pieces of text in the vocabulary that is to be learnt; None where there is none to learn."""
+        return None if self.text is None or self.text.folder is not None else self.text.pieces
+
     def build(self, model: TransformerConfig, examples: Examples, steps: int) -> Diffusion:
-        """Raises UserError where there are no latents, and where patches do not fit."""
-        classes = len(examples.labels)
+        """Raises UserError where there are no latents, or no captions for a model of text, and where patches do not
+        fit."""
+        classes, pieces = len(examples.labels), 0
+        if self.pieces is not None:
+            if examples.text is None:
+                raise UserError("a model of text needs captions, and this data has none; leave --paradigm.text out")
+            pieces = examples.text.pieces
         if self.on == "pixels":
-            return Diffusion(self, model, examples.signal.channels, examples.signal.shape, classes)
+            return Diffusion(self, model, examples.signal.channels, examples.signal.shape, classes, pieces)
         if examples.latents is None:
             raise UserError(
                 "diffusion on latents needs a tokenizer, and this recipe has none: add one, or --paradigm.on pixels"
             )
-        return Diffusion(self, model, examples.latents.channels, examples.latents.grid, classes)
+        return Diffusion(self, model, examples.latents.channels, examples.latents.grid, classes, pieces)
 
 
 class Diffusion(Paradigm):
-    """A diffusion model over signals or latents: float (B, C, *space), any number of axes."""
+    """A diffusion model over signals or latents: float (B, C, *space), any number of axes.
+
+    With text, `classes` means nothing; `text` cuts texts into its `pieces`, unless they are read by an encoder from
+    disk.
+    """
 
     positions: Tensor
     mean: Tensor
@@ -125,9 +151,11 @@ class Diffusion(Paradigm):
         channels: int,
         space: Sequence[int],
         classes: int = 0,
+        pieces: int = 0,
     ) -> None:
         super().__init__()
-        self.config, self.classes, self.path = config, classes, PATHS[config.path]
+        self.config, self.path = config, PATHS[config.path]
+        self.classes = 0 if config.words else classes
         self.shape = (channels, *space)
         if any(side % config.patch for side in space):
             sides = "×".join(map(str, space))
@@ -136,15 +164,18 @@ class Diffusion(Paradigm):
         self.learned = config.variance == "learned"
         size, width = channels * config.patch ** len(self.grid), network.width
         self.time = TimeEmbedding(width)
-        self.label = nn.Embedding(classes + 1, width)  # the last row is "no class"
+        if not config.words:
+            self.label = nn.Embedding(classes + 1, width)  # the last row is "no class"
         self.patches = nn.Linear(size, width)
         self.place = nn.Parameter(torch.randn(math.prod(self.grid), width) * 0.02)
-        self.network = Transformer(network, conditioned=True)
+        self.network = Transformer(network, conditioned=True, context_width=width if config.words else None)
         self.sweeps = Sweeps()
         self.head = nn.Linear(width, size * (1 + self.learned))
-        nn.init.normal_(self.label.weight, std=0.02)
+        if not config.words:
+            nn.init.normal_(self.label.weight, std=0.02)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.encoder = None if config.text is None else TextEncoder(config.text, network, pieces)
         places = grid_positions(CodeSpec(codebooks=1, grid=self.grid, size=1))
         self.register_buffer("positions", places, persistent=False)
         self.register_buffer("mean", torch.zeros(channels))  # of the data, measured before the first step
@@ -152,6 +183,9 @@ class Diffusion(Paradigm):
 
     def players(self) -> dict[str, nn.Module]:
         return {"network": self}
+
+    def relies_on(self) -> dict[str, str]:
+        return {} if self.encoder is None else self.encoder.relies_on()
 
     def first_latents(self, batch: Batch) -> Tensor:
         return batch.x.float().flatten(2).transpose(1, 2).flatten(0, 1)
@@ -175,7 +209,7 @@ class Diffusion(Paradigm):
     # --- training -----------------------------------------------------------------------------------------------------
 
     def loss(self, player: str, batch: Batch, step: int) -> Loss:
-        labels = shown_labels(batch, self.classes, self.config.label_dropout if self.training else 0.0)
+        condition = self._shown(batch)
         moment, rows = Moment(batch.seed, batch.step, batch.rows, 0.0), len(batch.x)
         with full_precision(batch.x.device):
             data = self.normal(batch.x)
@@ -183,7 +217,7 @@ class Diffusion(Paradigm):
             t = self.path.learnt(self._times(moment.one(TIME))).to(data.device)
             alpha, sigma = (each.float().view(-1, *[1] * len(self.shape)) for each in self.path.levels(t))
             x = alpha * data + sigma * noise
-        said, spread = self(x, t, labels)
+        said, spread = self(x, t, condition)
         with full_precision(x.device):
             target = self.path.target(self.config.predict, data, noise, alpha, sigma)
             error = (said - target).square().flatten(1).mean(1) * self._weight(alpha.flatten(), sigma.flatten())
@@ -194,16 +228,29 @@ class Diffusion(Paradigm):
                 terms.append(Term("bound", variational_bound(miss, spread, t).sum(), rows, WEIGHT))
         return Loss(terms)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor, sweep: Sweep | None = None) -> tuple[Tensor, Tensor | None]:
-        """Noised data (B, C, *space), times (B,) and class ids (B,) -> what is predicted (B, C, *space), fp32, and
-        the place of a learned variance between its bounds, alike. By the network, or by a sweep made of it."""
-        condition = self.time(t) + self.label(labels)
+    def _shown(self, batch: Batch) -> Tensor | Context:
+        """The class ids (B,) of a batch, or what its captions tell; while training a share of either is hidden."""
+        if self.encoder is None or self.config.text is None:
+            return shown_labels(batch, self.classes, self.config.label_dropout if self.training else 0.0)
+        texts = shown_texts(batch, self.config.text.caption_dropout if self.training else 0.0)
+        return self.encoder(texts, self.text)
+
+    def forward(
+        self, x: Tensor, t: Tensor, told: Tensor | Context, sweep: Sweep | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Noised data (B, C, *space), times (B,) and class ids (B,) or texts -> what is predicted (B, C, *space), fp32,
+        and the place of a learned variance between its bounds, alike. By the network, or by a sweep made of it."""
+        texts = told if isinstance(told, Context) else None
+        condition = self.time(t) + (told.pooled if isinstance(told, Context) else self.label(told))
         with full_precision(x.device):  # little noise is lost in bf16 numbers, and these two products are small
             tokens = self.patches(self.cut(x)) + self.place  # (B, T, width)
         if sweep is not None:
-            tokens = sweep(tokens, sweep.modulated(condition))
+            tokens = sweep(tokens, sweep.modulated(condition), None if texts is None else texts.told(sweep))
         else:
-            tokens = self.network(tokens, self.positions, "full", condition=condition)
+            context, mask = (None, None) if texts is None else (texts.pieces, texts.mask)
+            tokens = self.network(
+                tokens, self.positions, "full", condition=condition, context=context, context_mask=mask
+            )
         with full_precision(x.device):
             said = self.head(tokens.float())
         if not self.learned:
@@ -253,7 +300,7 @@ class Diffusion(Paradigm):
     def sample(
         self,
         n: int,
-        condition: Tensor | None = None,
+        condition: Asked = None,
         known: Tensor | None = None,
         mask: Tensor | None = None,
         seed: int = 0,
@@ -264,11 +311,12 @@ class Diffusion(Paradigm):
     ) -> Tensor:
         """Draw signals in [-1, 1], or latents: float (n, C, *space).
 
-        condition: class ids (n,); without them the class is open and guidance does nothing. known: data (n, C, *space)
-        of which those under `mask` (bool, same shape) come back as they are; on the way they stand at the noise level
-        of each step (Lugmayr et al. 2022, arXiv 2201.09865, equation 8, without resampling). Row i draws its noise
-        from (seed, first + i). trajectory takes the predicted data of every step, (n, C, *space) each. Raises
-        UserError on what does not fit, and on weights that are not finite.
+        condition: class ids (n,), or with text a prompt for each, None or "" for none; what is left out is open, and
+        guidance does nothing to it. known: data (n, C, *space) of which those under `mask` (bool, same shape) come back
+        as they are; on the way they stand at the noise level of each step (Lugmayr et al. 2022, arXiv 2201.09865,
+        equation 8, without resampling). Row i draws its noise from (seed, first + i). trajectory takes the predicted
+        data of every step, (n, C, *space) each. Raises UserError on what does not fit, and on weights that are not
+        finite.
         """
         options = options or self.config.sampling
         times = self.path.times(options.steps)
@@ -280,7 +328,7 @@ class Diffusion(Paradigm):
         self,
         x: Tensor,
         noise_level: float,
-        condition: Tensor | None = None,
+        condition: Asked = None,
         seed: int = 0,
         options: DiffusionOptions | None = None,
         first: int = 0,
@@ -302,7 +350,7 @@ class Diffusion(Paradigm):
         return self._sampled(start, times, condition, None, None, seed, options, first, trajectory, progress)
 
     @torch.no_grad()
-    def noise_of(self, x: Tensor, condition: Tensor | None = None, options: DiffusionOptions | None = None) -> Tensor:
+    def noise_of(self, x: Tensor, condition: Asked = None, options: DiffusionOptions | None = None) -> Tensor:
         """The noise (n, C, *space) that `from_noise` turns into x: the steps of ddim, walked backwards.
 
         Each step asks what was there before it, and that is found in a few rounds (Pan et al. 2023, arXiv 2309.04907).
@@ -311,7 +359,7 @@ class Diffusion(Paradigm):
         self._check(x, len(x), "what is to be turned into noise")
         x = self.normal(x.to(self.mean.device))
         times = self.path.times(options.steps)
-        denoise = self._denoiser(self._labels(condition, len(x)), times, options, clip=False)
+        denoise = self._denoiser(self._told(condition, len(x)), times, options, clip=False)
         for s, t in zip(times[-1:0:-1], times[-2::-1], strict=True):
             arrived, here, there = x, self.path.level(s), self.path.level(t)
             for _ in range(ROUNDS):
@@ -322,7 +370,7 @@ class Diffusion(Paradigm):
     def from_noise(
         self,
         noise: Tensor,
-        condition: Tensor | None = None,
+        condition: Asked = None,
         options: DiffusionOptions | None = None,
         trajectory: list[Tensor] | None = None,
     ) -> Tensor:
@@ -333,7 +381,7 @@ class Diffusion(Paradigm):
         return self._sampled(noise.to(self.mean.device), times, condition, None, None, 0, options, 0, trajectory)
 
     def log_likelihood(
-        self, x: Tensor, condition: Tensor | None = None, seed: int = 0, steps: int | None = None, first: int = 0
+        self, x: Tensor, condition: Asked = None, seed: int = 0, steps: int | None = None, first: int = 0
     ) -> Tensor:
         """The log density of data (n, C, *space) in their own units, in nats: float64 (n,).
 
@@ -345,7 +393,7 @@ class Diffusion(Paradigm):
         probe = torch.where(self._noise(len(x), seed, PROBE, 0, first) < 0, -1.0, 1.0)
         times, options = self.path.rising(LIKELIHOOD_STEPS if steps is None else steps), DiffusionOptions()
         with full_precision(x.device):
-            denoise = self._denoiser(self._labels(condition, len(x)), [*times[::-1], 0.0], options, False, exact=True)
+            denoise = self._denoiser(self._told(condition, len(x)), [*times[::-1], 0.0], options, False, exact=True)
             nats = likelihood.log_likelihood(denoise, self.normal(x.to(probe.device)), times, self.path, probe)
         pixels = math.prod(self.shape[1:])
         return nats - pixels * self.deviation.double().log().sum()
@@ -354,7 +402,7 @@ class Diffusion(Paradigm):
         self,
         x: Tensor,
         times: Sequence[float],
-        condition: Tensor | None,
+        condition: Asked,
         known: Tensor | None,
         mask: Tensor | None,
         seed: int,
@@ -365,7 +413,7 @@ class Diffusion(Paradigm):
     ) -> Tensor:
         """From noise, or what is partly noise, at times[0] to data."""
         n, signals = len(x), self.config.on == "pixels"
-        labels = self._labels(condition, n)
+        told = self._told(condition, n)
         known, mask = self._known(known, mask, n, x.device)
         if not n:
             return x
@@ -386,7 +434,7 @@ class Diffusion(Paradigm):
         if known is not None and mask is not None:
             keep = self._kept(self.normal(known), mask, x)
             x = keep(x, times[0])
-        denoise = self._denoiser(labels, times, options, options.clip and signals)
+        denoise = self._denoiser(told, times, options, options.clip and signals)
         swept = self.sweeps.of(self.network, self.positions) is not None
         with autocast(x.device), nullcontext() if swept else weights_ready(self.network.blocks):
             x = self._solved(
@@ -423,7 +471,7 @@ class Diffusion(Paradigm):
 
     def _denoiser(
         self,
-        labels: Tensor,
+        told: Tensor | Context,
         times: Sequence[float],
         options: DiffusionOptions,
         clip: bool,
@@ -431,14 +479,15 @@ class Diffusion(Paradigm):
     ) -> Denoise:
         """The network with its guidance as a function of x and the time; `exact` in fp32."""
         along = {t: k / max(1, len(times) - 2) for k, t in enumerate(times[:-1])}
-        guided = self.classes > 0 and bool((labels < self.classes).any())
+        asked = told.mask if isinstance(told, Context) else told < self.classes
+        guided = bool(asked.any())
         sweep = None if exact else self.sweeps.of(self.network, self.positions)
         low, high = (self.normal(torch.full((1, *self.shape), end, device=self.mean.device)) for end in (-1.0, 1.0))
 
         def denoise(x: Tensor, t: float) -> Estimate:
             scale = options.scale(along[t]) if guided else 1.0
             with autocast(x.device, "fp32" if exact else "auto"):
-                said, spread = self._said(x, t, labels, scale, sweep)
+                said, spread = self._said(x, t, told, scale, sweep)
             alpha, sigma = self.path.level(t)
             data, noise = self.path.estimate(self.config.predict, x, said, alpha, sigma)
             if clip:
@@ -449,16 +498,20 @@ class Diffusion(Paradigm):
         return denoise
 
     def _said(
-        self, x: Tensor, t: float, labels: Tensor, scale: float, sweep: Sweep | None
+        self, x: Tensor, t: float, told: Tensor | Context, scale: float, sweep: Sweep | None
     ) -> tuple[Tensor, Tensor | None]:
-        """What the network says with guidance, on all channels alike; the variance stays that of the class."""
+        """What the network says with guidance, on all channels alike; the variance stays that of the class or text."""
         if scale != 1:
-            x, labels = torch.cat([x, x]), torch.cat([labels, torch.full_like(labels, self.classes)])
-        said, spread = self(x, torch.full((len(x),), t, device=x.device), labels, sweep)
+            x = torch.cat([x, x])
+            if isinstance(told, Context):
+                told = told.beside_open
+            else:
+                told = torch.cat([told, torch.full_like(told, self.classes)])
+        said, spread = self(x, torch.full((len(x),), t, device=x.device), told, sweep)
         check_finite(said)
         if scale != 1:
-            with_class, without = said.chunk(2)
-            said = guide(with_class, without, scale)
+            conditional, without = said.chunk(2)
+            said = guide(conditional, without, scale)
             spread = None if spread is None else spread.chunk(2)[0]
         return said, spread
 
@@ -470,8 +523,17 @@ class Diffusion(Paradigm):
             return torch.zeros(0, *self.shape, device=device)
         return Moment(seed, step, torch.arange(first, first + n), 0.0).normal(stream, self.shape, device)
 
-    def _labels(self, condition: Tensor | None, n: int) -> Tensor:
-        return class_ids(condition, n, self.classes, self.mean.device)
+    def _told(self, condition: Asked, n: int) -> Tensor | Context:
+        """Class ids (n,), or what the texts tell, read once for all steps. Raises UserError on what does not fit."""
+        if self.encoder is None:
+            if condition is not None and not isinstance(condition, Tensor):
+                raise UserError("this model was trained without text; ask for one of its labels")
+            return class_ids(condition, n, self.classes, self.mean.device)
+        texts = [""] * n if condition is None else condition
+        if isinstance(texts, str | Tensor) or len(texts) != n or not all(isinstance(each or "", str) for each in texts):
+            raise UserError(f"condition must be {n} prompts, a text each, None or an empty one for none")
+        with torch.no_grad():
+            return self.encoder([each or "" for each in texts], self.text)
 
     def _known(
         self, known: Tensor | None, mask: Tensor | None, n: int, device: torch.device

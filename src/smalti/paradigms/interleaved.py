@@ -76,7 +76,6 @@ class InterleavedConfig(ParadigmConfig):
     kind: Literal["interleaved"] = "interleaved"
     trains: ClassVar[str] = "transformer"
     reads: ClassVar[Reads] = "codes"
-    words: ClassVar[bool] = True  # it is told the examples' texts
     pieces: int = Field(1024, ge=256, description="most pieces of text in the vocabulary")
     longest: int = Field(256, ge=1, description="pieces of a text that are read; what is longer is cut")
     row: int = Field(256, ge=8, description="tokens of a row that sequences are packed in; longer if one needs it")
@@ -88,6 +87,10 @@ class InterleavedConfig(ParadigmConfig):
     given_weight: float = Field(0.1, ge=0, description="the same for text and specials that are given, not asked for")
     seen_weight: float = Field(0.5, ge=0, description="the same for the codes of a picture that is given")
     sampling: InterleavedOptions = InterleavedOptions()
+
+    @property
+    def words(self) -> bool:
+        return True
 
     @model_validator(mode="after")
     def _shares_fit(self) -> InterleavedConfig:

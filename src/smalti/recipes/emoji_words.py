@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from smalti.data.sources import DataConfig
 from smalti.layers.transformer import TransformerConfig
+from smalti.paradigms.contrastive import ContrastiveConfig
 from smalti.paradigms.interleaved import InterleavedConfig
 from smalti.recipe import Recipe, TrainingConfig
 from smalti.recipes.emoji import emoji_tokenizer, emoji_vae
@@ -48,4 +49,29 @@ def emoji() -> Recipe:
         model=TransformerConfig(layers=5, width=320, heads=5, dropout=0.05),
         paradigm=InterleavedConfig(row=192),
         training=TrainingConfig(steps=4000, batch=128, lr=2e-3, muon_lr=0.01, warmup=100, validate_every=400),
+    )
+
+
+def emoji_judge() -> Recipe:
+    """A judge of captions, trained apart on real drawings alone: of many captions, which one fits a picture.
+
+    smalti train emoji-judge
+    data: emoji-pairs
+    """
+    return Recipe(
+        name="emoji-judge",
+        data=DataConfig(source="emoji-pairs", shift=4),
+        model=TransformerConfig(layers=1, width=128, heads=4, dropout=0.1),
+        paradigm=ContrastiveConfig(),
+        training=TrainingConfig(
+            steps=1600,
+            batch=256,
+            lr=2e-3,
+            muon_lr=0.02,
+            warmup=50,
+            betas=(0.9, 0.98),
+            ema=0.995,
+            seed=1234,
+            validate_every=200,
+        ),
     )

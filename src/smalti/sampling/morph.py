@@ -63,9 +63,9 @@ def morph_in_noise(generator: Generator, first: Tensor, second: Tensor, steps: i
             f"paradigm {generator.recipe.paradigm.kind} has no noise to walk through; leave --through noise out"
         )
     pair = generator.inwards(torch.stack([first, second]))
-    one, other = paradigm.noise_of(pair, generator.label_ids(condition, 2))
+    one, other = paradigm.noise_of(pair, generator.conditions(condition, 2))
     noise = torch.cat([slerp(one[None], other[None], share) for share in torch.linspace(0, 1, steps).tolist()])
-    return generator.outwards(paradigm.from_noise(noise, generator.label_ids(condition, steps)).cpu())
+    return generator.outwards(paradigm.from_noise(noise, generator.conditions(condition, steps)).cpu())
 
 
 def _check_steps(steps: int) -> None:
