@@ -6,6 +6,7 @@ Import the fixtures `tiny` and, where verbs are called, `smalti`.
 from __future__ import annotations
 
 import functools
+import json
 import struct
 import sys
 import zlib
@@ -24,6 +25,7 @@ from smalti.evaluation import classifier
 from smalti.layers.transformer import TransformerConfig
 from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig, AutoregressiveOptions
+from smalti.paradigms.interleaved import InterleavedConfig, InterleavedOptions
 from smalti.recipe import Recipe, TrainingConfig
 from smalti.tokenizers.autoencoder import AutoencoderConfig
 from smalti.tokenizers.bottlenecks.vq import VQConfig
@@ -72,6 +74,30 @@ def generator_recipe(data: Path, tokenizer: Recipe | str, steps: int = 40) -> Re
     )
 
 
+def captioned(folder: Path, each: int = EACH) -> Path:
+    """Such pictures in one folder, with captions in metadata.jsonl: one of those lying, a list of those standing."""
+    folder.mkdir(parents=True)
+    lines = []
+    for i in range(2 * each):
+        lying = i % 2 == 0
+        Image.fromarray(stripes(i, lying)).save(folder / f"{i:03}.png")
+        lines.append({"file_name": f"{i:03}.png", "text": "lying waves" if lying else ["standing waves", "upright"]})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def words_recipe(data: Path, tokenizer: Recipe | str, steps: int = 60) -> Recipe:
+    cutter = tokenizer_recipe(data)
+    return Recipe(
+        name="tiny-words",
+        data=cutter.data,
+        tokenizer=tokenizer,
+        model=TransformerConfig(layers=2, width=64, heads=2, dropout=0.0),
+        paradigm=InterleavedConfig(pieces=280, row=64, sampling=InterleavedOptions(guidance=2, most_text=16)),
+        training=cutter.training.model_copy(update={"steps": steps}),
+    )
+
+
 @dataclass(frozen=True)
 class Tiny:
     """`data` is the folder of pictures, `run` the generator's run, `tokenizer` the tokenizer's run inside it."""
@@ -89,24 +115,34 @@ class Tiny:
 
 
 @functools.cache
-def _trained(home: Path) -> Tiny:
+def _trained(home: Path, words: bool) -> Tiny:
     made = Tiny(home / "data", home / "runs" / "tiny")
     with FileLock(home / "lock"):  # tests that run side by side train it once
         if not (home / "done").exists():
-            pictures(made.data)
-            recipe = generator_recipe(made.data, tokenizer_recipe(made.data))
+            data = captioned(made.data) if words else pictures(made.data)
+            recipe = (words_recipe if words else generator_recipe)(data, tokenizer_recipe(data))
             assert runs.train(recipe, out=made.run, device="cpu").finished
             (home / "done").touch()
     return made
 
 
+def _home(name: str, factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    base = factory.getbasetemp()
+    home = (base.parent if hasattr(request.config, "workerinput") else base) / name
+    home.mkdir(exist_ok=True)
+    return home
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Tiny:
     """The tiny run; tests leave it as it is."""
-    base = tmp_path_factory.getbasetemp()
-    home = (base.parent if hasattr(request.config, "workerinput") else base) / "tiny"
-    home.mkdir(exist_ok=True)
-    return _trained(home)
+    return _trained(_home("tiny", tmp_path_factory, request), words=False)
+
+
+@pytest.fixture(scope="session")
+def worded(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Tiny:
+    """A tiny run that draws from words and puts pictures into words; tests leave it as it is."""
+    return _trained(_home("tiny-words", tmp_path_factory, request), words=True)
 
 
 @pytest.fixture

@@ -301,9 +301,10 @@ def sample(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """New pictures, one file each. The paradigm's options are options here: --temperature, --top-k, --guidance …
+    """New pictures, one file each, of anything or of what a prompt says.
 
-    A continuous tokenizer draws from its prior, and takes --n and --seed only.
+    The paradigm's options are options here: --temperature, --top-k, --guidance … A continuous tokenizer draws from its
+    prior, and takes --n and --seed only.
     """
     from smalti.evaluation.best import bests
     from smalti.model import Tokenizer, load
@@ -326,11 +327,10 @@ def sample(
         first, last = _ends(write_samples(chain.from_iterable(model.samples(n, seed)), out, model, seed))
     else:
         generator = _generating(model, run)
-        if prompt is not None:
-            raise UserError(f"{run} was trained without text; ask for one of its labels with --label")
         options = _options(generator, context.obj)
-        ids = generator.label_ids(label, 1)
-        label = None if ids is None else generator.labels[int(ids)]  # as the model writes it
+        asked_for = _asked_for(generator, run, prompt, label)
+        if generator.words and best_of is not None:
+            raise UserError("--best-of keeps what likeliest carries a label, and this model was trained with text")
         told = {"smalti:options": options.model_dump_json()}
         if animate is not None:
             animation_kind(animate)  # before anything is drawn for nothing
@@ -338,15 +338,15 @@ def sample(
                 raise UserError("--animate shows how samples come about, not which are kept; leave --best-of out")
         with drawing(n * (best_of or 1)) as line:
             if best_of is None:
-                drawn = generator.samples(n, label, seed, options, line.told)
+                drawn = generator.samples(n, asked_for, seed, options, line.told)
             else:
-                drawn = bests(generator, n, label, best_of, seed, options, progress=line.told)
+                drawn = bests(generator, n, asked_for, best_of, seed, options, progress=line.told)
                 told["smalti:best-of"] = str(best_of)
             pictures = chain.from_iterable(drawn)
-            first, last = _ends(write_samples(pictures, out, generator, seed, label, told))
+            first, last = _ends(write_samples(pictures, out, generator, seed, asked_for, told))
         if animate is not None:
             with drawing(min(n, 16)) as line:
-                animate_samples(generator, min(n, 16), label, seed, options, animate, line.told)
+                animate_samples(generator, min(n, 16), asked_for, seed, options, animate, line.told)
             _say(f"wrote {animate}")
     print(f"{n} pictures in {out}: {first.name} … {last.name}")
 
@@ -545,6 +545,22 @@ def _reader(run: Path, device: str) -> Reader:
     if isinstance(model, Reader):
         return model
     raise UserError(f"{run} was trained without text, and says nothing about pictures; train one with captions")
+
+
+def _asked_for(generator: Generator, run: Path, prompt: str | None, label: str | None) -> str | None:
+    """The prompt, or the label as the model writes it, whichever the model knows; None where none is given."""
+    if prompt is None:
+        ids = generator.label_ids(label, 1)
+        return None if ids is None else generator.labels[int(ids)]
+    if not generator.words:
+        raise UserError(f"{run} was trained without text; ask for one of its labels with --label")
+    if label is not None:
+        raise UserError("this model draws what a prompt says; leave --label out")
+    if not prompt.strip():
+        raise UserError("the prompt is empty: say what to draw, or leave it out for anything")
+    if (read := generator.read_of(prompt)) != prompt:
+        _say(f"the prompt is longer than the model reads; left out is what follows …{read[-30:]!r}")
+    return prompt
 
 
 def _print_told(told: Iterable[tuple[Path, str]], as_json: bool) -> None:

@@ -389,6 +389,14 @@ class Generator(Model):
             raise UserError(f"{len(prompts)} prompts for {n} samples; give one for all, or one each")
         return prompts
 
+    def read_of(self, prompt: str) -> str:
+        """What of a prompt is read: all of it, unless it is too long."""
+        text, longest = self.paradigm.text, self.recipe.paradigm.longest
+        if text is None or longest is None:
+            return prompt
+        pieces = text.encode(prompt, longest)
+        return text.decode(pieces.ids) if pieces.cut else prompt
+
     def label_ids(self, condition: Labels, n: int) -> Tensor | None:
         """Labels by name or id -> ids (n,). Raises UserError on an unknown one, with the list."""
         if condition is None:

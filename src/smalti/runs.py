@@ -131,7 +131,13 @@ class _Training:
             raise UserError(
                 f"{source.name} is made without end: say how many pictures are to be encoded, as in --data.most 100000"
             )
-        models.check_size(recipe, source.signal)  # before its tokenizer is trained for nothing
+        # before a tokenizer is trained for nothing
+        models.check_size(recipe, source.signal)
+        if recipe.paradigm.words and not source.has_text:
+            raise UserError(
+                f"{source.name} has no captions, which {recipe.name} learns from: give the folder a metadata.jsonl, a"
+                " line a picture with file_name and text"
+            )
         if self.ranks.writes:
             write_text(self.folder / "recipe.json", recipe.json_text())
         if cached:
@@ -236,19 +242,9 @@ class _Training:
         return folder / "model" if finished else None
 
     def _text(self, source: Source) -> TextTokenizer | None:
-        """The text tokenizer of a paradigm that is told texts and cuts them itself.
-
-        Raises UserError where it is told texts and there are none.
-        """
+        """The text tokenizer of a paradigm that is told texts and cuts them itself."""
         paradigm = self.recipe.paradigm
-        if not paradigm.words:
-            return None
-        if not source.has_text:
-            raise UserError(
-                f"{source.name} has no captions, which {self.recipe.name} learns from: give the folder a"
-                " metadata.jsonl, a line a picture with file_name and text"
-            )
-        if paradigm.pieces is None:
+        if not paradigm.words or paradigm.pieces is None:
             return None
         with self._timed("text"):
             return self._text_tokenizer(source)

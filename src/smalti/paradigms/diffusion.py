@@ -116,6 +116,11 @@ class DiffusionConfig(ParadigmConfig):
         """Most pieces of text in the vocabulary that is to be learnt; None where there is none to learn."""
         return None if self.text is None or self.text.folder is not None else self.text.pieces
 
+    @property
+    def longest(self) -> int | None:
+        """Pieces of a text that are read."""
+        return None if self.text is None else self.text.longest
+
     def build(self, model: TransformerConfig, examples: Examples, steps: int) -> Diffusion:
         """Raises UserError where there are no latents, or no captions for a model of text, and where patches do not
         fit."""

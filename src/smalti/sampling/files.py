@@ -18,12 +18,13 @@ from smalti.config import SignalSpec
 from smalti.data.folder import SUFFIXES, check_broken
 from smalti.data.image import BrokenFile, fit, read_image, read_text, to_signal, write_image
 from smalti.errors import UserError
-from smalti.model import Model
+from smalti.model import Generator, Model
 from smalti.paradigms.base import Progress
 from smalti.training.log import ProgressLine, say
 
 T = TypeVar("T")
 
+LONGEST_SLUG = 80
 PATIENCE = 2.0  # seconds that nobody minds waiting without a word
 
 
@@ -114,8 +115,9 @@ def padded(x: Tensor, stride: int) -> Tensor:
 
 
 def slug(name: str) -> str:
-    """A label as part of a file name: lower case, every run of other characters than letters and digits one hyphen."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "sample"
+    """A label or a prompt as part of a file name: lower case, every run of other characters than letters and digits one
+    hyphen, and not too long for any disk."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:LONGEST_SLUG].rstrip("-") or "sample"
 
 
 def write_samples(
@@ -123,22 +125,24 @@ def write_samples(
     folder: Path,
     model: Model,
     seed: int,
-    label: str | None = None,
+    asked_for: str | None = None,
     told: dict[str, str] | None = None,
 ) -> Iterator[Path]:
     """One file a sample (C, H, W), as soon as it is there: where each one went.
 
-    Its name is its label and index; recipe, seed and index stand in the PNG's text fields.
+    Its name is the label or prompt it was asked for by, and its index; these, recipe and seed stand in the PNG's text
+    fields.
     """
+    kind = "prompt" if isinstance(model, Generator) and model.words else "label"
     text = {
         "smalti:recipe": json.dumps(model.recipe.model_dump(mode="json")),
         "smalti:model": model.sha256,
         "smalti:seed": str(seed),
-        **({"smalti:label": label} if label else {}),
+        **({f"smalti:{kind}": asked_for} if asked_for else {}),
         **(told or {}),
     }
     for index, picture in enumerate(pictures):
-        path = folder / f"{slug(label) if label else 'sample'}_{index:05d}.png"
+        path = folder / f"{slug(asked_for) if asked_for else 'sample'}_{index:05d}.png"
         write_picture(path, picture, {**text, "smalti:index": str(index)})
         yield path
 

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from tests.tiny import smalti as smalti
+from tests.tiny import tiny as tiny
+from tests.tiny import worded as worded
+from tests.tiny import words_recipe
+
+from smalti import runs
+from smalti.checkpoint import export
+from smalti.data.image import read_text
+from smalti.errors import UserError
+from smalti.model import load
+from smalti.reader import Reader
+from smalti.sampling.files import read_fitted
+
+KNOWN = {"lying waves", "standing waves", "upright"}
+
+
+@pytest.fixture(scope="module")
+def reader(worded) -> Reader:
+    model = load(worded.run, "cpu")
+    assert isinstance(model, Reader)
+    return model
+
+
+@pytest.fixture(scope="module")
+def x(reader, worded) -> torch.Tensor:
+    return torch.stack([read_fitted(worded.data / f"{i:03}.png", reader) for i in range(4)])
+
+
+# --- Python
+
+
+def test_it_draws_what_a_prompt_says_and_says_what_it_sees(reader, x):
+    """Sixty steps on waves that lie or stand: enough to tell which, most of the time."""
+    drawn = reader.sample(64, ["lying waves", "standing waves"] * 32, seed=1)
+    assert drawn.shape == (64, 1, 16, 16)
+    across, down = drawn.diff(dim=3).abs().mean((1, 2, 3)), drawn.diff(dim=2).abs().mean((1, 2, 3))
+    assert (down > across)[::2].float().mean() > 0.7
+    assert (down > across)[1::2].float().mean() < 0.3
+    told = reader.caption(x)
+    assert [text == "lying waves" for text in told] == [True, False, True, False]
+    assert set(told) <= KNOWN
+
+
+def test_prompts_one_for_all_or_one_each(reader):
+    one = reader.sample(3, "lying waves", seed=2)
+    assert torch.equal(one, reader.sample(3, ["lying waves"] * 3, seed=2))
+    assert torch.equal(one[1:2], reader.sample(1, "lying waves", seed=2, first=1))
+    with pytest.raises(UserError, match="2 prompts for 3 samples"):
+        reader.sample(3, ["a", "b"])
+
+
+def test_questions_one_for_all_or_one_each(reader, x):
+    assert len(reader.ask(x, "what is it?")) == 4
+    assert reader.ask(x[:2], ["what?", "how many?"])[0] == reader.ask(x[:1], "what?")[0]
+    with pytest.raises(UserError, match="3 questions about 4 pictures"):
+        reader.ask(x, ["a", "b", "c"])
+    with pytest.raises(UserError, match="empty"):
+        reader.ask(x, " ")
+    assert reader.caption(x[:0]) == []
+
+
+def test_a_conversation_goes_on_with_what_fits(reader, x):
+    (drawn,) = reader.converse(["lying waves"])
+    assert drawn.shape == (1, 16, 16)
+    (text,) = reader.converse([drawn])
+    assert isinstance(text, str)
+    (answer,) = reader.converse(["lying waves", drawn, "what is it?"])
+    assert isinstance(answer, str)
+    said, again = reader.converse([x[0], "what is it?", "waves", "how many?"], "answer", "draw")
+    assert isinstance(said, str)
+    assert again.shape == (1, 16, 16)
+    assert reader.converse([])[0].shape == (1, 16, 16)
+
+
+def test_a_conversation_is_what_the_verbs_say(reader, x):
+    assert reader.converse([x[0]]) == reader.caption(x[:1])
+    assert reader.converse([x[1], "what is it?"]) == reader.ask(x[1:2], "what is it?")
+    assert torch.equal(reader.converse(["lying waves"], seed=3)[0], reader.sample(1, "lying waves", seed=3)[0])
+
+
+@pytest.mark.parametrize(
+    ("said", "task", "why"),
+    [
+        (["waves"], "answer", "takes a picture, then a question"),
+        (["waves"], "describe", "takes a picture before"),
+        (["waves"], "sing", "is no task"),
+        ([""], "draw", "empty"),
+    ],
+)
+def test_what_does_not_fit_is_told(reader, said, task, why):
+    with pytest.raises(UserError, match=why):
+        reader.converse(said, task)
+
+
+# --- the model folder
+
+
+def test_it_carries_its_text_tokenizer(worded, tmp_path):
+    folder = shutil.copytree(worded.run / "model", tmp_path / "model")
+    path = folder / "tokenizers" / "text" / "tokenizer.json"
+    text = path.read_text()
+    path.write_text(text.replace('"byte_fallback": false', '"byte_fallback": true', 1))
+    with pytest.raises(UserError, match="not the text tokenizer that this model was trained with"):
+        load(folder)
+    path.unlink()
+    with pytest.raises(UserError, match="missing"):
+        load(folder)
+
+
+def test_an_export_is_half_the_size_and_says_the_same(reader, worded, x, tmp_path):
+    size = export(worded.run, tmp_path / "small", torch.bfloat16)
+    assert size < 0.7 * sum(p.stat().st_size for p in (worded.run / "model").rglob("*") if p.is_file())
+    small = load(tmp_path / "small", "cpu")
+    assert small.caption(x) == reader.caption(x)
+    for name, weight in small.paradigm.model_state().items():
+        assert torch.allclose(weight, reader.paradigm.model_state()[name], rtol=0.01, atol=1e-3), name
+    with pytest.raises(UserError, match="already"):
+        export(worded.run, tmp_path / "small", torch.bfloat16)
+
+
+def test_a_whole_export_is_the_same_to_the_bit(reader, worded, tmp_path):
+    export(worded.run, tmp_path / "whole", torch.float32)
+    assert torch.equal(load(tmp_path / "whole", "cpu").sample(2, "lying waves"), reader.sample(2, "lying waves"))
+
+
+def test_training_stops_and_goes_on_to_the_bit(worded, tmp_path, monkeypatch):
+    recipe = words_recipe(worded.data, str(worded.tokenizer), steps=6)
+    monkeypatch.setattr(runs, "write_report", lambda *_: None)
+    assert runs.train(recipe, out=tmp_path / "whole", device="cpu").finished
+    half = recipe.changed(**{"training.steps": 6, "training.save_seconds": 1e-9})
+    stopped = []
+
+    def stop(self, batch):
+        if batch.step == 3 and not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt
+        return loss(self, batch)
+
+    from smalti.training.loop import _Fit
+
+    loss = _Fit._step
+    monkeypatch.setattr(_Fit, "_step", stop)
+    assert not runs.train(half, out=tmp_path / "half", device="cpu").finished
+    assert runs.resume(tmp_path / "half", "cpu").finished
+    one, other = (load(tmp_path / name, "cpu").paradigm.state_dict() for name in ("whole", "half"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- the command line
+
+
+def test_prompts_from_the_command_line(smalti, worded, tmp_path):
+    told = smalti("sample", worded.run, "Lying waves, 16 px!", "--n", 2, "--out", tmp_path)
+    assert told.status == 0
+    path = tmp_path / "lying-waves-16-px_00001.png"
+    assert read_text(path)["smalti:prompt"] == "Lying waves, 16 px!"
+
+
+@pytest.mark.parametrize("prompt", ["🍎", "תפוח אדום", "e\u0301\u202e", "a" * 400])
+def test_any_text_is_a_prompt(smalti, worded, tmp_path, prompt):
+    told = smalti("sample", worded.run, prompt, "--n", 1, "--out", tmp_path)
+    assert told.status == 0, told.err
+    (path,) = tmp_path.iterdir()
+    assert read_text(path)["smalti:prompt"] == prompt
+
+
+def test_a_prompt_of_ten_thousand_words_is_cut_and_it_is_said(smalti, worded, tmp_path):
+    told = smalti("sample", worded.run, "wave " * 10_000, "--n", 1, "--out", tmp_path)
+    assert told.status == 0
+    assert "longer than the model reads" in told.err
+
+
+def test_captions_and_answers_from_the_command_line(smalti, worded):
+    files = [worded.data / "000.png", worded.data / "001.png"]
+    told = smalti("caption", worded.run, *files)
+    assert [line.split("  ", 1)[0] for line in told.out.splitlines()] == [str(file) for file in files]
+    assert told.out.splitlines()[0].endswith("  lying waves")
+    as_json = json.loads(smalti("caption", worded.run, *files, "--json").out)
+    assert list(as_json) == [str(file) for file in files]
+    told = smalti("ask", worded.run, files[0], "what is it?", "--most-text", 3)
+    assert told.status == 0
+    assert len(told.out.splitlines()) == 1
+
+
+def test_what_a_user_gets_wrong_is_one_line(smalti, worded, tiny, tmp_path):
+    picture = worded.data / "000.png"
+    for words, told in [
+        (("sample", worded.run, ""), "the prompt is empty"),
+        (("sample", worded.run, "x", "--label", "Standing"), "leave --label out"),
+        (("sample", worded.run, "x", "--best-of", 2), "trained with text"),
+        (("sample", tiny.run, "x"), "trained without text"),
+        (("ask", worded.run, picture), "then the question"),
+        (("ask", worded.run, picture, picture), "the question is missing"),
+        (("ask", worded.run, picture, " "), "empty"),
+        (("ask", worded.run, tmp_path / "none.png", "what?"), "no file"),
+        (("ask", tiny.run, tiny.picture, "what?"), "trained without text"),
+        (("caption", tiny.run, tiny.picture), "trained without text"),
+        (("caption", tiny.tokenizer, tiny.picture), "holds a tokenizer"),
+        (("caption", worded.run, picture, "--most-text", 0), "most_text"),
+        (("export", worded.run, "--out", tmp_path), "already"),
+        (("export", worded.run, "--out", tmp_path / "e", "--dtype", "int4"), "bf16 or fp32"),
+        (("train", "emoji", "--data", tiny.data, "--out", tmp_path / "r"), "no captions"),
+    ]:
+        answer = smalti(*words)
+        assert answer.status == 2, words
+        assert told in answer.err, (words, answer.err)
+        assert len(answer.err.strip().splitlines()) == 1, answer.err
