@@ -21,7 +21,7 @@ ARROW = (
     ("paradigms",),
     ("recipe",),
     ("training",),
-    ("model", "reader"),
+    ("model",),
     ("sampling",),
     ("evaluation",),
     ("recipes",),

@@ -17,6 +17,9 @@ from smalti.data.sources import DataConfig
 from smalti.errors import UserError
 from smalti.layers.transformer import TransformerConfig
 from smalti.model import Generator, Tokenizer, load, load_tokenizer
+from smalti.model import folder as rebuilt
+from smalti.model import generator as generators
+from smalti.model import tokenizer as tokenizers
 from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig, AutoregressiveOptions
 from smalti.paradigms.base import Paradigm
@@ -189,10 +192,10 @@ def test_a_network_larger_than_the_machine_is_not_begun(monkeypatch):
             models.build(recipe, examples)
         assert "\n" not in str(error.value)
     weights = sum(4 * each.numel() for each in models.build(LAYER, examples).network.parameters())
-    monkeypatch.setattr(models, "memory", lambda: weights / 2)
+    monkeypatch.setattr(rebuilt, "memory", lambda: weights / 2)
     with pytest.raises(UserError, match="this machine has"):
         models.build(LAYER, examples)
-    monkeypatch.setattr(models, "memory", lambda: weights * 4)  # a condition's weights are counted too
+    monkeypatch.setattr(rebuilt, "memory", lambda: weights * 4)  # a condition's weights are counted too
     models.build(LAYER, examples)
 
 
@@ -242,7 +245,7 @@ def test_batches_change_nothing(tokenizer, pictures, monkeypatch):
     monkeypatch.setattr(devices, "multiplies_bf16", lambda _: False)  # whose rounding may depend on the batch
     codes = tokenizer.encode(pictures)
     y, z = tokenizer.decode(codes), tokenizer.latents(pictures)
-    monkeypatch.setattr(models, "BATCH", 2)
+    monkeypatch.setattr(tokenizers, "BATCH", 2)
     assert torch.equal(tokenizer.encode(pictures), codes)
     torch.testing.assert_close(tokenizer.decode(codes), y)
     torch.testing.assert_close(tokenizer.latents(pictures), z)
@@ -369,7 +372,7 @@ def test_draws_from_the_prior_do_not_depend_on_how_the_work_was_split(continuous
     x = continuous.sample(7, seed=5)
     assert (x.shape, x.dtype) == ((7, 1, 8, 12), torch.float32)
     assert x.abs().max() <= 1
-    monkeypatch.setattr(models, "BATCH", 2)
+    monkeypatch.setattr(tokenizers, "BATCH", 2)
     again = continuous.sample(7, seed=5)
     assert torch.equal(torch.cat(seen[1:]), seen[0])
     torch.testing.assert_close(again, x)
@@ -450,7 +453,7 @@ def test_no_samples_and_fewer(generator_model):
 
 def test_samples_come_some_at_a_time(generator_model, monkeypatch):
     whole, drawn = generator_model.sample(7, "bag", seed=3), []
-    monkeypatch.setattr(models, "BATCH", 3)
+    monkeypatch.setattr(generators, "BATCH", 3)
     sample = generator_model.paradigm.sample
     monkeypatch.setattr(
         generator_model.paradigm, "sample", lambda n, *rest, **by: drawn.append(n) or sample(n, *rest, **by)
@@ -478,7 +481,7 @@ def test_the_likelihood_of_signals_is_that_of_their_codes(generator_model, pictu
     ours = generator_model.log_likelihood(pictures, ids)
     assert ours.dtype == torch.float64
     torch.testing.assert_close(ours, generator_model.paradigm.log_likelihood(codes, ids))
-    monkeypatch.setattr(models, "WITH_GRADIENTS", 2)
+    monkeypatch.setattr(generators, "WITH_GRADIENTS", 2)
     torch.testing.assert_close(generator_model.log_likelihood(pictures, ids), ours)
     assert generator_model.log_likelihood(pictures[:0]).shape == (0,)
     with pytest.raises(UserError, match="unknown label"):
@@ -495,7 +498,7 @@ def other_kind(paradigm: Config, labels: tuple[str, ...] = LABELS) -> Generator:
 def test_a_density_does_not_depend_on_how_the_work_was_split(pictures, monkeypatch):
     model, ids = other_kind(DiffusionConfig(patch=4)), [0, 1, 2, 2, 1]
     whole = model.log_likelihood(pictures, ids, steps=3)
-    monkeypatch.setattr(models, "WITH_GRADIENTS", 2)
+    monkeypatch.setattr(generators, "WITH_GRADIENTS", 2)
     torch.testing.assert_close(model.log_likelihood(pictures, ids, steps=3), whole)
     assert not torch.allclose(model.log_likelihood(pictures, ids, seed=1, steps=3), whole, atol=1e-6, rtol=0)
     with pytest.raises(UserError, match="all finite"):

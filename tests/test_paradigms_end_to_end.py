@@ -19,9 +19,12 @@ from tests.tiny import tiny as tiny
 import smalti as library
 from smalti import model as models
 from smalti import runs
+from smalti.config import Examples
 from smalti.data.image import read_image, read_text
+from smalti.model import generator as generators
 from smalti.paradigms.diffusion import Diffusion, DiffusionConfig, DiffusionOptions
 from smalti.paradigms.text_encoder import TextEncoderConfig
+from smalti.recipe import parse
 from smalti.sampling import files
 from smalti.tokenizers.bottlenecks.kl import KLConfig
 
@@ -177,9 +180,9 @@ def test_guidance_without_labels_is_refused_on_the_command_line(trained, smalti,
     path = Path("run/model/config.json")
     config = json.loads(path.read_text())
     config["examples"]["labels"] = []
-    recipe = models.parse(config["recipe"], "here")
+    recipe = parse(config["recipe"], "here")
     paradigm = models.build(recipe, library.load("run", "cpu").examples.model_copy(update={"labels": ()}))
-    models.write(Path("run/model"), recipe, models.Examples(**config["examples"]), paradigm, {})
+    models.write(Path("run/model"), recipe, Examples(**config["examples"]), paradigm, {})
     told = smalti("sample", "run", "--guidance", 3, "--device", "cpu")
     assert (told.status, len(told.err.splitlines())) == (2, 1)
     assert "guidance 3 on a model that was trained without labels" in told.err
@@ -205,7 +208,7 @@ def test_progress_goes_to_the_error_stream_alone(way, trained, tiny, smalti, tmp
 def test_an_interrupt_leaves_the_samples_before_it(trained, smalti, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = trained("pixels")
-    monkeypatch.setattr(models, "IN_CACHE", 2)
+    monkeypatch.setattr(generators, "IN_CACHE", 2)
     sample = Diffusion.sample
 
     def interrupted(self: Diffusion, n: int, *rest: object, first: int, **by: object) -> torch.Tensor:

@@ -14,8 +14,7 @@ from smalti import runs
 from smalti.checkpoint import export
 from smalti.data.image import read_text
 from smalti.errors import UserError
-from smalti.model import load
-from smalti.reader import Reader
+from smalti.model import Reader, load
 from smalti.sampling.files import read_fitted
 
 KNOWN = {"lying waves", "standing waves", "upright"}

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from smalti.config import Config
-    from smalti.model import Generator, Model, Tokenizer
+    from smalti.model import Generator, Model, Reader, Tokenizer
     from smalti.paradigms.base import Progress
-    from smalti.reader import Reader
 
 app = typer.Typer(
     help="Cut any signal into tokens, and train the transformers that lay them again.",
@@ -539,7 +538,7 @@ def _generator(run: Path, device: str) -> Generator:
 
 
 def _reader(run: Path, device: str) -> Reader:
-    from smalti.reader import Reader
+    from smalti.model import Reader
 
     model = _generator(run, device)
     if isinstance(model, Reader):

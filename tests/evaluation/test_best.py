@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from smalti import model as models
 from smalti.errors import UserError
 from smalti.evaluation import best as room
 from smalti.evaluation.best import best_of, judge_of
 from smalti.model import Generator, load
+from smalti.model import generator as generators
 from smalti.paradigms.autoregressive import AutoregressiveOptions
 
 
@@ -41,10 +41,10 @@ def test_of_each_samples_candidates_the_likeliest_is_kept(generator_model, eye, 
     assert torch.equal(found, torch.stack(expected))
     assert not torch.equal(found, x[::4])
     # neither batches nor how many are asked for make a difference
-    monkeypatch.setattr(models, "BATCH", 9)
+    monkeypatch.setattr(generators, "BATCH", 9)
     assert torch.equal(best_of(generator_model, 5, labels, 4, seed=3, options=options, judge=eye), found)
     assert torch.equal(best_of(generator_model, 3, labels[:3], 4, seed=3, options=options, judge=eye), found[:3])
-    monkeypatch.setattr(models, "BATCH", 2)  # fewer than one sample's candidates
+    monkeypatch.setattr(generators, "BATCH", 2)  # fewer than one sample's candidates
     assert torch.equal(best_of(generator_model, 5, labels, 4, seed=3, options=options, judge=eye), found)
 
 

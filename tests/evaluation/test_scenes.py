@@ -78,9 +78,9 @@ def test_the_ground_is_read_from_the_edge():
 
 
 def test_a_judge_finds_things_where_they_are(monkeypatch):
-    monkeypatch.setattr(room, "LEARNT", 300)
-    monkeypatch.setattr(room, "RECIPE", ClassifierConfig(width=16, passes=1, least_steps=60, batch=64, shift=1))
-    judge = SceneJudge(Blocks(300))
+    monkeypatch.setattr(room, "LEARNT", 600)
+    monkeypatch.setattr(room, "RECIPE", ClassifierConfig(width=32, passes=1, least_steps=250, batch=64, shift=1))
+    judge = SceneJudge(Blocks(600))
     some = scenes(200, "validation")
     pictures = torch.stack([torch.from_numpy(picture(scene)) for scene in some])
     found = judge.found(pictures, some)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from smalti.config import Config
-from smalti.model import BATCH
-from smalti.reader import Reader
+from smalti.model import BATCH, Reader
 from smalti.sampling.files import listed, read_fitted, readable
 
 

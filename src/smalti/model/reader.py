@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smalti.config import Config
 from smalti.errors import UserError, nearest
-from smalti.model import Generator
+from smalti.model.generator import Generator
 from smalti.paradigms.base import Progress, untold
 from smalti.paradigms.interleaved import Interleaved, InterleavedOptions
 from smalti.tokenizers.vocabulary import Codes, Part, Special

@@ -1,0 +1,153 @@
+"""A model folder that rebuilds itself: written after training, read on any device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from smalti import checkpoint
+from smalti.config import Examples, SignalSpec, checked
+from smalti.device import memory, pick_device
+from smalti.errors import UserError
+from smalti.layers.transformer import Transformer, TransformerConfig
+from smalti.model.aligner import Aligner
+from smalti.model.card import card
+from smalti.model.generator import Generator
+from smalti.model.reader import Reader
+from smalti.model.tokenizer import Tokenizer
+from smalti.paradigms.base import Paradigm
+from smalti.recipe import Recipe, parse
+from smalti.tokenizers.autoencoder import Autoencoder
+from smalti.tokenizers.text import TextTokenizer
+
+TEXT_FILE = "tokenizers/text/tokenizer.json"  # in a model folder
+
+
+def build(recipe: Recipe, examples: Examples, text: TextTokenizer | None = None) -> Paradigm:
+    """The untrained paradigm that a recipe describes, with what cuts its texts. Raises UserError as `check_size`."""
+    check_size(recipe, examples.signal)
+    paradigm = recipe.paradigm.build(recipe.model, examples, recipe.training.steps)
+    paradigm.text = text
+    return paradigm
+
+
+def check_size(recipe: Recipe, signal: SignalSpec) -> None:
+    """Raises UserError where the weights of a recipe's network are more than this machine has memory for."""
+    with torch.device("meta"):  # shapes, and no memory
+        if isinstance(recipe.model, TransformerConfig):
+            context_width = recipe.model.width if recipe.paradigm.words else None
+            network: nn.Module = Transformer(recipe.model, conditioned=True, context_width=context_width)
+        else:
+            network = Autoencoder(recipe.model, signal)
+    needed = sum(each.numel() * each.element_size() for each in (*network.parameters(), *network.buffers()))
+    if needed > memory():
+        raise UserError(
+            f"the network of {recipe.name} takes {needed / 2**30:,.0f} GiB, and this machine has"
+            f" {memory() / 2**30:,.0f}: a smaller --model.width would do"
+        )
+
+
+def write(
+    folder: Path,
+    recipe: Recipe,
+    examples: Examples,
+    paradigm: Paradigm,
+    figures: Mapping[str, Any],
+    tokenizers: Mapping[str, Path] | None = None,
+) -> None:
+    """Write a model folder that `load` rebuilds with no other input."""
+    config = {
+        "smalti": checkpoint.VERSION,
+        "recipe": recipe.model_dump(mode="json"),
+        "examples": examples.model_dump(mode="json"),
+        "figures": dict(figures),
+        "relies_on": paradigm.relies_on(),
+    }
+    files = {} if paradigm.text is None else {TEXT_FILE: paradigm.text.json_text()}
+    checkpoint.write_model(folder, config, paradigm.model_state(), card(recipe, examples, figures), tokenizers, files)
+
+
+def write_card(path: Path, figures: Mapping[str, Any]) -> None:
+    """Put measured figures into a model folder's card and config; the weights stay as they are."""
+    folder = checkpoint.model_folder(path)
+    config = checkpoint.read_config(folder)
+    config["figures"] = {**config.get("figures", {}), **figures}
+    recipe = parse(config["recipe"], str(folder / "config.json"))
+    checkpoint.write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    text = card(recipe, Examples.model_validate(config["examples"]), config["figures"])
+    checkpoint.write_text(folder / "README.md", text)
+
+
+def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator | Aligner:
+    """Rebuild the model of a run, or of a model folder. Raises UserError when it is missing, damaged or too new."""
+    folder = checkpoint.model_folder(path)
+    config = checkpoint.read_config(folder)
+    place, damaged = pick_device(device), f"{folder / 'config.json'} is damaged: it does not describe a model"
+    try:
+        recipe = parse(config["recipe"], str(folder / "config.json"))
+        examples = checked(Examples, config["examples"], damaged)
+    except KeyError as error:
+        raise UserError(damaged) from error
+    paradigm = build(recipe, examples, _carried_text(folder, examples))
+    _check_relied_on(paradigm, config.get("relies_on", {}), folder)
+    weights = checkpoint.read_weights(folder, config)
+    if broken := [name for name, each in weights.items() if not bool(each.isfinite().all())]:
+        raise UserError(f"{folder} is damaged: its weights are not finite, {broken[0]} among them; train it anew")
+    try:
+        paradigm.load_model_state(weights)
+    except RuntimeError as error:
+        raise UserError(f"{folder} is damaged: its weights do not fit its config.json") from error
+    model: Tokenizer | Generator | Aligner
+    if recipe.paradigm.makes == "aligner":
+        model = Aligner(recipe, examples, paradigm, place)
+    elif recipe.generates:
+        tokenizer = None if recipe.paradigm.reads == "signals" else _carried_tokenizer(folder, device)
+        kind = Reader if recipe.paradigm.kind == "interleaved" else Generator
+        model = kind(recipe, examples, paradigm, place, tokenizer)
+    else:
+        model = Tokenizer(recipe, examples, paradigm, place)
+    model.figures = config.get("figures", {})
+    model.sha256 = config["weights_sha256"]
+    return model
+
+
+def _carried_tokenizer(folder: Path, device: str) -> Tokenizer:
+    carried = sorted((folder / "tokenizers").glob("*/config.json"))
+    if not carried:
+        raise UserError(f"{folder} is not whole: the generator's tokenizer is missing from {folder / 'tokenizers'}")
+    tokenizer = load(carried[0].parent, device)
+    assert isinstance(tokenizer, Tokenizer)
+    return tokenizer
+
+
+def _carried_text(folder: Path, examples: Examples) -> TextTokenizer | None:
+    """The text tokenizer of a model that has one. Raises UserError where it is not the one of its vocabulary."""
+    if examples.text is None:
+        return None
+    text = TextTokenizer.load((folder / TEXT_FILE).parent)
+    if text.sha256 != examples.text.sha256:
+        raise UserError(
+            f"{folder / TEXT_FILE} is not the text tokenizer that this model was trained with: it would read every text"
+            " as another; copy the folder again"
+        )
+    return text
+
+
+def _check_relied_on(paradigm: Paradigm, trained_with: Mapping[str, str], folder: Path) -> None:
+    """Raises UserError where a model from the user's disk is not the one that this model was trained with."""
+    for path, sha in paradigm.relies_on().items():
+        if trained_with.get(path) != sha:
+            raise UserError(f"{path} is not the model that {folder} was trained with: put that one back")
+
+
+def load_tokenizer(path: str | Path, device: str = "auto") -> Tokenizer:
+    """The tokenizer of a run: itself, or the one a generator carries. Raises UserError where there is none."""
+    model = load(path, device)
+    if isinstance(model, Aligner):
+        raise UserError(f"{path} holds {model.kind}, which cuts nothing into codes; choose a tokenizer's run")
+    return model.tokenizer if isinstance(model, Generator) else model
