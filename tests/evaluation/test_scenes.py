@@ -72,7 +72,7 @@ def test_a_cell_holds_its_thing_and_no_other():
             assert int((cell[0] == number).sum()) >= side * side  # all of it
 
 
-def test_the_ground_is_read_from_the_edge():
+def test_the_ground_is_what_most_of_a_picture_is():
     for scene in scenes(100):
         assert ground_of(torch.from_numpy(picture(scene))) == scene.ground
 
@@ -156,3 +156,9 @@ def test_names_are_found_whole(text, named):
 
 def test_sizes_fit_the_window():
     assert max(max(each) for each in SIDES.values()) + 2 * 8 <= 48
+
+
+def test_no_two_grounds_are_near_each_other():
+    colours = torch.tensor(list(GROUNDS.values())).float()
+    apart = torch.cdist(colours, colours) + torch.eye(len(colours)) * 1000
+    assert apart.min() >= 2 * room.NEAR

@@ -32,11 +32,11 @@ GROUNDS = {  # red, green and blue in 0 … 255
     "purple": (120, 45, 165),
     "pink": (255, 155, 195),
 }
-SIDES = {1: (28, 32), 2: (24,), 3: (16,)}  # pixels of a thing, by how many the longest line of them has
+SIDES = {1: (24, 32), 2: (24,), 3: (16,)}  # pixels of a thing, by how many the longest line of them has
 JITTER = 8  # pixels from the middle of its cell, at most
-# places are a multiple of this many pixels: a tokenizer that cuts pictures in squares sees a thing cut in few ways, and
-# a small model has seen each of them
-LATTICE = 4
+# places are a multiple of this many pixels: a tokenizer that cuts pictures in squares of eight cuts a thing alike
+# wherever it stands, so a small model need not learn each thing in 64 ways
+LATTICE = 8
 UNSEEN = 0.15  # of all pairs of things
 
 # train, validation: only pairs and drawings for training. unseen-pairs: at least one pair that training never shows.

@@ -19,6 +19,7 @@ from smalti.data.wording import captions, questions
 from smalti.evaluation.classifier import Classifier, ClassifierConfig, Progress, judge
 
 WINDOW = 48  # pixels: as far as a thing may be from the middle of its cell
+NEAR = 40  # how far a colour may be off, of 0 … 255, and be that of the ground; no two grounds are nearer than twice it
 LEARNT = 20_000  # scenes that the judge learns from
 # a thing may stand anywhere in its cell as it is, so the cells need little further moving about
 RECIPE = ClassifierConfig(width=96, passes=6, shift=1)
@@ -79,10 +80,10 @@ def _cell(picture: Tensor, place: Place, shape: tuple[int, int]) -> Tensor:
 
 
 def ground_of(picture: Tensor) -> str:
-    """The ground that most pixels of the edge of uint8 (3, 64, 64) are nearest to; no thing reaches there."""
-    edge = torch.cat([picture[:, 0], picture[:, -1], picture[:, 1:-1, 0], picture[:, 1:-1, -1]], 1).t().float()
-    nearest = torch.cdist(edge, torch.tensor(list(GROUNDS.values())).float()).argmin(1)
-    return list(GROUNDS)[int(nearest.bincount(minlength=len(GROUNDS)).argmax())]
+    """The ground whose colour most pixels of uint8 (3, 64, 64) have, or nearly."""
+    pixels = picture.flatten(1).t().float()
+    near = torch.cdist(pixels, torch.tensor(list(GROUNDS.values())).float()) < NEAR
+    return list(GROUNDS)[int(near.sum(0).argmax())]
 
 
 def kind_of(question: str) -> str:

@@ -13,7 +13,7 @@ MIX = DataConfig(source="emoji-mix")
 
 
 def emoji_mix_tokenizer() -> Recipe:
-    """Scenes and single drawings as 64 words: an 8×8 grid of 1,024 codes, 80 bytes for 12,288.
+    """Scenes and single drawings as 64 words: an 8×8 grid of 2,048 codes, 88 bytes for 12,288.
 
     smalti train emoji-mix-tokenizer
     data: emoji-mix
@@ -22,7 +22,8 @@ def emoji_mix_tokenizer() -> Recipe:
         **{
             "name": "emoji-mix-tokenizer",
             "data": MIX.model_dump(),
-            "training.steps": 7000,
+            "model.bottleneck.codes": 2048,
+            "training.steps": 10_000,
         }
     )
 
