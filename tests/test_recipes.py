@@ -14,7 +14,7 @@ from smalti.data.named import NAMED_SETS
 from smalti.errors import UserError
 from smalti.recipe import Recipe, parse
 from smalti.recipes import RECIPES, listing, on_source, recipe
-from smalti.recipes.folder import STRIDES, choose
+from smalti.recipes.folder import STRIDES, choose, expectation
 
 SIGNALS = {
     "fashion-mnist": SignalSpec(channels=1, shape=(28, 28)),
@@ -133,7 +133,7 @@ def test_captions_are_not_mirrored(tmp_path):
     assert "not mirrored" in told.why
 
 
-@pytest.mark.parametrize("name", ["folder", "folder-tokenizer"])
+@pytest.mark.parametrize("name", ["folder", "folder-words", "folder-tokenizer"])
 def test_it_says_what_it_chose_and_why(name, tmp_path, capsys):
     source = str(pictures(tmp_path / "data", each=30))
     one = recipe(name, source)
@@ -142,6 +142,14 @@ def test_it_says_what_it_chose_and_why(name, tmp_path, capsys):
     side, codes = cutter.data.shape[0], cutter.model.bottleneck.codes
     for word in (source, "57 training pictures", "2 labels", f"{side}×{side}", f"{codes} codes", "transformer"):
         assert word in told
+
+
+def test_it_says_what_to_expect_of_so_many_captions(tmp_path, capsys):
+    one = recipe("folder-words", folder_of(tmp_path / "data", 200, (16, 16), colour=False, text=True))
+    assert "190 captioned pictures are few" in capsys.readouterr().err
+    assert one.paradigm.words
+    assert not one.data.flip
+    assert len({expectation(count) for count in (200, 2_000, 20_000)}) == 3
 
 
 def test_no_folder(tmp_path):

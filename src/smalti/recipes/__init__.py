@@ -35,7 +35,7 @@ from smalti.recipes.fashion import (
     fashion_vq_latent_dit,
     quickstart,
 )
-from smalti.recipes.folder import folder, folder_tokenizer, photo_tokenizer
+from smalti.recipes.folder import folder, folder_tokenizer, folder_words, photo_tokenizer
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "quickstart": quickstart,
@@ -67,6 +67,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "folder-tokenizer": folder_tokenizer,
     "photo-tokenizer": photo_tokenizer,
     "folder": folder,
+    "folder-words": folder_words,
 }
 
 

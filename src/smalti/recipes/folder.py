@@ -8,6 +8,7 @@ from smalti.data.sources import DataConfig, open_source
 from smalti.layers.transformer import TransformerConfig
 from smalti.paradigms.autoencode import AutoencodeConfig
 from smalti.paradigms.autoregressive import AutoregressiveConfig, AutoregressiveOptions
+from smalti.paradigms.interleaved import InterleavedConfig, InterleavedOptions
 from smalti.recipe import Recipe, TrainingConfig
 from smalti.tokenizers.autoencoder import AutoencoderConfig
 from smalti.tokenizers.bottlenecks.vq import VQConfig
@@ -127,6 +128,43 @@ def folder(source: str) -> Recipe:
             steps=steps, batch=64, lr=1e-3, validate_every=max(50, steps // 20), variants=4 if choice.flip else 1
         ),
     )
+
+
+def folder_words(source: str) -> Recipe:
+    """Your own pictures with captions: drawn from words and put into words, by one model.
+
+    smalti train folder-words --data FOLDER
+    data: a folder of pictures with metadata.jsonl or metadata.csv that has file_name and text
+    """
+    choice = choose(source)
+    say(f"{choice.why}\n  {expectation(choice.pictures)}")
+    tokenizer = _tokenizer(source, choice)
+    # forty passes in each direction
+    steps = _passes(choice, 80, 64, least=800, most=8000)
+    return Recipe(
+        name="folder-words",
+        data=tokenizer.data,
+        tokenizer=tokenizer,
+        model=TransformerConfig(
+            layers=choice.layers, width=choice.width, heads=choice.width // 64, dropout=choice.dropout
+        ),
+        paradigm=InterleavedConfig(sampling=InterleavedOptions(guidance=3.0, top_p=0.95)),
+        training=TrainingConfig(
+            steps=steps, batch=64, lr=1e-3, validate_every=max(50, steps // 20), variants=4 if choice.flip else 1
+        ),
+    )
+
+
+def expectation(pictures: int) -> str:
+    """What a model of so many captioned pictures can be expected to do, in a sentence."""
+    if pictures < 2_000:
+        return (
+            f"{pictures:,} captioned pictures are few: expect pictures and captions like those it was shown, and little"
+            " that is new"
+        )
+    if pictures < 20_000:
+        return f"{pictures:,} captioned pictures: expect it to know its subjects, and to combine them now and then"
+    return f"{pictures:,} captioned pictures: expect it to combine what it has seen in new ways"
 
 
 def _tokenizer(source: str, choice: Choice) -> Recipe:
