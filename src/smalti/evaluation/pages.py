@@ -14,7 +14,7 @@ from smalti.checkpoint import saving
 from smalti.data.image import BrokenFile, to_signal
 from smalti.data.sources import DataConfig, Source, open_source
 from smalti.errors import UserError
-from smalti.evaluation import code_pages, latent_pages
+from smalti.evaluation import code_pages, latent_pages, word_pages
 from smalti.evaluation.alignment import hundreds, recall
 from smalti.evaluation.charts import curves
 from smalti.evaluation.distance import nearest
@@ -23,7 +23,7 @@ from smalti.evaluation.plots import picture_grid, picture_pairs, picture_rows
 from smalti.evaluation.reconstruction import ReconstructionMeter
 from smalti.evaluation.report import Report
 from smalti.evaluation.tokenizers import CodeFigures, figures_of
-from smalti.model import Aligner, Generator, Model, Tokenizer, load
+from smalti.model import Aligner, Generator, Model, Reader, Tokenizer, load
 from smalti.sampling.animate import frames_of
 from smalti.sampling.complete import complete, first_part
 from smalti.training.log import read_metrics, say
@@ -53,6 +53,11 @@ def write_report(folder: Path, data: DataConfig, stages: Mapping[str, float], de
     )
     some = shuffled(test)
     if isinstance(model, Generator):
+        if model.words:
+            word_pages.from_words(report, model, some, open_source(config, "test"))
+        if isinstance(model, Reader):
+            word_pages.into_words(report, model, some, open_source(config, "test"))
+            word_pages.by_kind(report, model, folder)
         _new_pictures(report, model)
         _on_the_way(report, model)
         _completions(report, model, some)
