@@ -10,7 +10,7 @@ from tests.tiny import tiny as tiny
 from tests.tiny import worded as worded
 from tests.tiny import words_recipe
 
-from smalti import runs
+from smalti import checkpoint, runs
 from smalti.checkpoint import export
 from smalti.data.image import read_text
 from smalti.errors import UserError
@@ -176,6 +176,29 @@ def test_a_prompt_of_ten_thousand_words_is_cut_and_it_is_said(smalti, worded, tm
     assert "longer than the model reads" in told.err
 
 
+def test_a_question_of_ten_thousand_words_is_cut_and_it_is_said(smalti, worded):
+    told = smalti("ask", worded.run, worded.data / "000.png", "wave " * 10_000)
+    assert told.status == 0
+    assert "the question is longer than the model reads" in told.err
+
+
+def test_a_model_that_comes_with_smalti_is_found_by_its_name(smalti, worded, tmp_path, monkeypatch):
+    shutil.copytree(worded.run / "model", tmp_path / "shipped" / "waves")
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.chdir(tmp_path)
+    assert smalti("sample", "waves", "lying waves", "--n", 1, "--out", "out").status == 0
+    assert "come with smalti: waves" in smalti("sample", "emojy", "x").err
+    (tmp_path / "waves").mkdir()  # a folder of that name that is no run hides nothing
+    assert smalti("caption", "waves", worded.data / "000.png").status == 0
+
+
+def test_its_figures_are_taken(smalti, worded, tmp_path):
+    run = shutil.copytree(worded.run, tmp_path / "run")
+    told = smalti("evaluate", run, "--samples", 16, "--json")
+    assert told.status == 0, told.err
+    assert json.loads(told.out)["nats_a_code"] > 0
+
+
 def test_captions_and_answers_from_the_command_line(smalti, worded):
     files = [worded.data / "000.png", worded.data / "001.png"]
     told = smalti("caption", worded.run, *files)
@@ -203,6 +226,8 @@ def test_what_a_user_gets_wrong_is_one_line(smalti, worded, tiny, tmp_path):
         (("caption", tiny.run, tiny.picture), "trained without text"),
         (("caption", tiny.tokenizer, tiny.picture), "holds a tokenizer"),
         (("caption", worded.run, picture, "--most-text", 0), "most_text"),
+        (("caption", worded.run, picture, "--most-text", 10**9), "most_text"),
+        (("sample", "emojy", "x"), "no run at emojy"),
         (("export", worded.run, "--out", tmp_path), "already"),
         (("export", worded.run, "--out", tmp_path / "e", "--dtype", "int4"), "bf16 or fp32"),
         (("train", "emoji", "--data", tiny.data, "--out", tmp_path / "r"), "no captions"),

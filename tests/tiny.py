@@ -87,14 +87,12 @@ def captioned(folder: Path, each: int = EACH) -> Path:
 
 
 def words_recipe(data: Path, tokenizer: Recipe | str, steps: int = 60) -> Recipe:
-    cutter = tokenizer_recipe(data)
-    return Recipe(
-        name="tiny-words",
-        data=cutter.data,
-        tokenizer=tokenizer,
-        model=TransformerConfig(layers=2, width=64, heads=2, dropout=0.0),
-        paradigm=InterleavedConfig(pieces=280, row=64, sampling=InterleavedOptions(guidance=2, most_text=16)),
-        training=cutter.training.model_copy(update={"steps": steps}),
+    return generator_recipe(data, tokenizer, steps).model_copy(
+        update={
+            "name": "tiny-words",
+            "model": TransformerConfig(layers=2, width=64, heads=2, dropout=0.0),
+            "paradigm": InterleavedConfig(pieces=280, row=64, sampling=InterleavedOptions(guidance=2, most_text=16)),
+        }
     )
 
 

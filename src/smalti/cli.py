@@ -383,9 +383,10 @@ def ask(
     *files, question = words
     if not files:
         raise UserError('ask takes a picture, then the question: smalti ask RUN FILE "which group?"')
-    if Path(question).exists():
+    if os.path.exists(question):  # which a question too long for a name does not trip
         raise UserError(f"{question} is a file, and the question is missing; it comes last, in quotes")
     reader = _reader(run, device)
+    _tell_if_cut(reader, question, "question")
     _print_told(ask_files(reader, files, question, seed, _options(reader, context.obj)), as_json)
 
 
@@ -557,9 +558,13 @@ def _asked_for(generator: Generator, run: Path, prompt: str | None, label: str |
         raise UserError("this model draws what a prompt says; leave --label out")
     if not prompt.strip():
         raise UserError("the prompt is empty: say what to draw, or leave it out for anything")
-    if (read := generator.read_of(prompt)) != prompt:
-        _say(f"the prompt is longer than the model reads; left out is what follows …{read[-30:]!r}")
+    _tell_if_cut(generator, prompt, "prompt")
     return prompt
+
+
+def _tell_if_cut(generator: Generator, text: str, kind: str) -> None:
+    if (read := generator.read_of(text)) != text:
+        _say(f"the {kind} is longer than the model reads; left out is what follows …{read[-30:]!r}")
 
 
 def _print_told(told: Iterable[tuple[Path, str]], as_json: bool) -> None:

@@ -116,3 +116,11 @@ def test_values_of_other_lengths(lengths):
     packed = pack(numbered([3, 4]), 9, PADDING)
     with pytest.raises(ValueError, match="one value for each token"):
         packed.lay(numbered(lengths))
+
+
+def test_rows_come_in_multiples_and_the_last_may_be_empty():
+    packed = pack([torch.tensor([1, 2, 3])] * 5, 4, padding=9, multiple=4)
+    assert packed.tokens.shape == (8, 4)
+    assert (packed.examples[5:] == -1).all()
+    assert (packed.tokens[5:] == 9).all()
+    assert not packed.attend[5:].any()

@@ -58,7 +58,7 @@ class InterleavedOptions(ChoiceConfig, GuidanceConfig):
     text_temperature: float = Field(0.0, ge=0, description="0 takes the likeliest piece")
     text_top_k: int | None = Field(None, ge=1)
     text_top_p: float | None = Field(None, gt=0, le=1)
-    most_text: int = Field(64, ge=1, description="pieces of a text that is written")
+    most_text: int = Field(64, ge=1, le=4096, description="pieces of a text that is written")
 
     @property
     def of_text(self) -> ChoiceConfig:

@@ -111,23 +111,9 @@ def folder(source: str) -> Recipe:
     """
     choice = choose(source)
     say(choice.why)
-    tokenizer = _tokenizer(source, choice)
     # forty passes, within what two processor cores do in half an hour
-    steps = _passes(choice, 40, 64, least=800, most=8000)
-    return Recipe(
-        name="folder",
-        data=tokenizer.data,
-        tokenizer=tokenizer,
-        model=TransformerConfig(
-            layers=choice.layers, width=choice.width, heads=choice.width // 64, dropout=choice.dropout
-        ),
-        paradigm=AutoregressiveConfig(
-            sampling=AutoregressiveOptions(guidance=1.5 if choice.labels else 1.0, top_p=0.95)
-        ),
-        training=TrainingConfig(
-            steps=steps, batch=64, lr=1e-3, validate_every=max(50, steps // 20), variants=4 if choice.flip else 1
-        ),
-    )
+    sampling = AutoregressiveOptions(guidance=1.5 if choice.labels else 1.0, top_p=0.95)
+    return _generator("folder", source, choice, AutoregressiveConfig(sampling=sampling), passes=40)
 
 
 def folder_words(source: str) -> Recipe:
@@ -138,17 +124,24 @@ def folder_words(source: str) -> Recipe:
     """
     choice = choose(source)
     say(f"{choice.why}\n  {expectation(choice.pictures)}")
-    tokenizer = _tokenizer(source, choice)
+    sampling = InterleavedOptions(guidance=3.0, top_p=0.95)
     # forty passes in each direction
-    steps = _passes(choice, 80, 64, least=800, most=8000)
+    return _generator("folder-words", source, choice, InterleavedConfig(sampling=sampling), passes=80)
+
+
+def _generator(
+    name: str, source: str, choice: Choice, paradigm: AutoregressiveConfig | InterleavedConfig, passes: int
+) -> Recipe:
+    tokenizer = _tokenizer(source, choice)
+    steps = _passes(choice, passes, 64, least=800, most=8000)
     return Recipe(
-        name="folder-words",
+        name=name,
         data=tokenizer.data,
         tokenizer=tokenizer,
         model=TransformerConfig(
             layers=choice.layers, width=choice.width, heads=choice.width // 64, dropout=choice.dropout
         ),
-        paradigm=InterleavedConfig(sampling=InterleavedOptions(guidance=3.0, top_p=0.95)),
+        paradigm=paradigm,
         training=TrainingConfig(
             steps=steps, batch=64, lr=1e-3, validate_every=max(50, steps // 20), variants=4 if choice.flip else 1
         ),

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from smalti.data.emoji_mix import SCENES, EmojiMix
+from smalti.data.emoji_pairs import PAIR_GROUPS
+from smalti.data.example import Detail
+from smalti.data.naming import captions
+
+N = 5
+DETAILS = [Detail(f"emoji/{i}", (f"thing {i}", "word"), i % 3, str(i)) for i in range(N)]
+
+
+class Plain:
+    """Scenes that are their own numbers."""
+
+    fingerprint = "plain"
+    signal = None
+
+    def __len__(self) -> int:
+        return 1000
+
+    def raster(self, i: int) -> np.ndarray:
+        return np.full((3, 2, 2), 200, dtype=np.uint8)
+
+    def text(self, i: int) -> tuple[str, ...]:
+        return (f"scene {i}",)
+
+    def questions(self, i: int):
+        return (("which?", str(i)),)
+
+    def name_of(self, i: int) -> str:
+        return f"scenes/{i}"
+
+
+def mix(details=DETAILS, pixels=None) -> EmojiMix:
+    drawn = np.arange(N, dtype=np.uint8)[:, None, None, None].repeat(3, 1).repeat(2, 2).repeat(2, 3)
+    return EmojiMix(Plain(), drawn if pixels is None else pixels, np.arange(N), details)
+
+
+def test_every_example_is_a_scene_or_a_drawing_as_a_whole():
+    source, scenes, drawings = mix(), 0, set()
+    for i in range(len(source)):
+        item = source.item(i)
+        assert item.text == source.text(i)
+        assert torch.equal(item.pixels, torch.from_numpy(source.raster(i)))
+        if item.name == f"scenes/{i}":
+            scenes += 1
+            assert item.text == (f"scene {i}",)
+            assert source.questions(i) == (("which?", str(i)),)
+            assert int(item.pixels[0, 0, 0]) == 200
+        else:
+            number = int(item.pixels[0, 0, 0])
+            drawings.add(number)
+            assert item.name == f"emoji/{number}"
+            assert item.text == captions(DETAILS[number])
+            assert dict(source.questions(i))["which group?"] == PAIR_GROUPS[number]
+    assert scenes / len(source) == pytest.approx(SCENES, abs=0.05)
+    assert drawings == set(range(N))
+
+
+def test_the_fingerprint_knows_pictures_and_words():
+    other = [Detail(f"emoji/{i}", ("another", "word"), i % 3, str(i)) for i in range(N)]
+    assert mix().fingerprint == mix().fingerprint
+    assert (
+        len({mix().fingerprint, mix(other).fingerprint, mix(pixels=np.zeros((N, 3, 2, 2), np.uint8)).fingerprint}) == 3
+    )
