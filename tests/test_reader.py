@@ -16,6 +16,7 @@ from smalti.data.image import read_text
 from smalti.errors import UserError
 from smalti.model import Reader, load
 from smalti.sampling.files import read_fitted
+from smalti.tokenizers.vocabulary import Special
 
 KNOWN = {"lying waves", "standing waves", "upright"}
 
@@ -82,6 +83,14 @@ def test_a_conversation_is_what_the_verbs_say(reader, x):
     assert reader.converse([x[0]]) == reader.caption(x[:1])
     assert reader.converse([x[1], "what is it?"]) == reader.ask(x[1:2], "what is it?")
     assert torch.equal(reader.converse(["lying waves"], seed=3)[0], reader.sample(1, "lying waves", seed=3)[0])
+
+
+def test_a_conversation_is_laid_as_training_lays_it(reader, x):
+    parts, pending, seen = reader._parts(["waves", x[0], "which?", "lying", "how many?"])
+    kinds = [part.name if isinstance(part, Special) else type(part).__name__ for part in parts]
+    assert kinds == ["Text", "draw", "Codes", "Text", "answer", "Text", "Text"]
+    assert (pending, seen) == (True, True)
+    reader.network.vocabulary.split(reader.network.vocabulary.interleave(parts))
 
 
 @pytest.mark.parametrize(

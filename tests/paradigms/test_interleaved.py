@@ -320,3 +320,14 @@ def test_it_needs_codes_and_text():
 def test_shares_above_all_are_refused():
     with pytest.raises(ValueError, match="more than all"):
         InterleavedConfig(drawing=0.8, text_alone=0.3)
+
+
+def test_what_is_written_hangs_on_its_own_beginning_and_number_alone():
+    model = made(spread=0.6)
+    pictures = torch.randint(0, 8, (4, 2, 2, 3), generator=torch.Generator().manual_seed(3))
+    begun = [[Codes("image", each), Special("describe")] for each in pictures]
+    begun[2] = [Text((1, 2)), *begun[2]]  # of another length
+    options = InterleavedOptions(text_temperature=2, most_text=6)
+    together = model.write(begun, 7, options)
+    assert together == [model.write([each], 7, options, first=i)[0] for i, each in enumerate(begun)]
+    assert together[0] != model.write(begun[:1], 7, options, first=1)[0]
