@@ -28,8 +28,11 @@ from smalti.device import pick_device
 from smalti.errors import UserError
 from smalti.evaluation.evaluate import HeldOut, gathered, left_out
 from smalti.evaluation.pages import write_report
+from smalti.layers.transformer import TransformerConfig
 from smalti.model import Tokenizer
 from smalti.paradigms.base import Paradigm
+from smalti.paradigms.interleaved import Interleaved, InterleavedConfig
+from smalti.paradigms.llama import holds_text_model, read_llama
 from smalti.recipe import Recipe, override, read
 from smalti.recipes import on_source
 from smalti.recipes import recipe as named_recipe
@@ -250,9 +253,15 @@ class _Training:
             return self._text_tokenizer(source)
 
     def _text_tokenizer(self, source: Source) -> TextTokenizer:
-        """Learnt from the texts and questions of the training examples, once, and kept in the run."""
-        folder = self.folder / "text"
-        if self.ranks.writes and not (folder / "tokenizer.json").exists():
+        """Learnt from the texts and questions of the training examples, once, and kept in the run; or that of the model
+        of text that training starts from."""
+        folder, init = self.folder / "text", Path(self.recipe.init or "")
+        if (folder / "tokenizer.json").exists():
+            pass
+        elif self.recipe.init and holds_text_model(init):
+            if self.ranks.writes:
+                read_llama(init).text.save(folder)
+        elif self.ranks.writes:
             few = torch.arange(len(source))[:: -(-len(source) // TEXTS)].tolist()
             told = chain.from_iterable((*source.text(i), *chain.from_iterable(source.questions(i))) for i in few)
             TextTokenizer.trained(told, self.recipe.paradigm.pieces).save(folder)
@@ -357,7 +366,17 @@ def _stored(path: Path, key: str) -> Held | None:
 
 
 def _starting_from(recipe: Recipe, init: Path) -> Recipe:
-    """The recipe with an earlier run to start from; a generator knows only the codes of that run's tokenizer."""
+    """The recipe with an earlier run to start from; a generator knows only the codes of that run's tokenizer.
+
+    Or with a folder that holds a model of text, whose shape and pieces it takes.
+    """
+    if holds_text_model(init):
+        if not isinstance(recipe.paradigm, InterleavedConfig) or not isinstance(recipe.model, TransformerConfig):
+            raise UserError(f"{init} is a model of text, which only paradigm interleaved goes on from")
+        llama = read_llama(init, recipe.model.dropout)
+        paradigm = recipe.paradigm.model_copy(update={"pieces": llama.text.size})
+        update = {"model": llama.config, "paradigm": paradigm, "init": str(init.resolve())}
+        return recipe.model_copy(update=update)
     carried = sorted((model_folder(init) / "tokenizers").glob("*/config.json"))
     if carried and isinstance(recipe.tokenizer, Recipe):
         recipe = recipe.model_copy(update={"tokenizer": str(carried[0].parent.resolve())})
@@ -372,7 +391,10 @@ def _undo_start(folder: Path) -> None:
 
 
 def _start_from(paradigm: Paradigm, init: str) -> None:
-    """Weights from an earlier model of the same shape. Raises UserError when they do not fit."""
+    """Weights from an earlier model of the same shape, or a model of text. Raises UserError when they do not fit."""
+    if isinstance(paradigm, Interleaved) and holds_text_model(Path(init)):
+        paradigm.grow(read_llama(Path(init)))
+        return
     earlier = models.load(init, "cpu")
     try:
         paradigm.load_model_state(earlier.paradigm.model_state())

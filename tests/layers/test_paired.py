@@ -11,7 +11,8 @@ from smalti.layers.transformer import Block, TransformerConfig
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_scores_and_values_are_those_of_the_block(axes, generator):
     """Pairs side by side, turned as complex numbers, against halves turned by cosines and sines."""
-    block, positions = Block(TransformerConfig(width=24, heads=2)), torch.randint(0, 9, (7, axes), generator=generator)
+    config = TransformerConfig(width=24, heads=2)
+    block, positions = Block(config), torch.randint(0, 9, (7, axes), generator=generator)
     with torch.no_grad():
         block.query_key_norm.weight.normal_(generator=generator)
     x = torch.randn(1, 7, 24, generator=generator)
@@ -27,6 +28,6 @@ def test_scores_and_values_are_those_of_the_block(axes, generator):
     both = torch.einsum("bti,chdi->btchd", x, paired_qkv(block))
     torch.testing.assert_close(both[:, :, 2], v)
     query_key = torch.nn.functional.normalize(both[:, :, :2], dim=-1) * paired_norm(block).unsqueeze(1)
-    turned = torch.view_as_complex(query_key.unflatten(-1, (-1, 2)).contiguous()) * paired_turns(positions, 12)
+    turned = torch.view_as_complex(query_key.unflatten(-1, (-1, 2)).contiguous()) * paired_turns(positions, config)
     ours, theirs = torch.view_as_real(turned).flatten(-2).unbind(2)
     torch.testing.assert_close(torch.einsum("bqhd,bkhd->bhqk", ours, theirs), expected)

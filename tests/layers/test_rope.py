@@ -52,6 +52,19 @@ def test_one_axis_against_complex_numbers(generator):
         )
 
 
+@pytest.mark.parametrize("axes", [2, 3])
+def test_interleaved_text_is_turned_as_on_one_axis(axes):
+    """It stands at the same place on all axes; a grid does not, and every axis has quick and slow pairs."""
+    alone = rotations(torch.arange(7)[:, None], 12, 1000.0)
+    for one, same in zip(alone, rotations(torch.arange(7)[:, None].expand(-1, axes), 12, 1000.0, True), strict=True):
+        torch.testing.assert_close(same, one)
+    for axis in range(axes):
+        place = torch.zeros(1, axes)
+        place[0, axis] = 1
+        moved = rotations(place, 12, 1000.0, True)[1][0, 6:] != 0
+        assert moved.tolist() == [pair % axes == axis for pair in range(6)]
+
+
 def test_lengths_stay_and_place_zero_changes_nothing(generator):
     x = torch.randn(10, generator=generator)
     torch.testing.assert_close(turned(x, [0, 0, 0]), x)

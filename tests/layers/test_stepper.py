@@ -6,6 +6,8 @@ import torch
 from smalti.layers.stepper import Folded, Stepper
 from smalti.layers.transformer import Transformer, TransformerConfig
 
+LLAMA = {"query_key_norm": False, "rope": "interleaved", "rope_base": 10_000.0}
+
 
 def made(**sizes) -> Transformer:
     network = Transformer(TransformerConfig(**{"layers": 3, "width": 24, "heads": 2, "dropout": 0.0, **sizes})).eval()
@@ -16,7 +18,7 @@ def made(**sizes) -> Transformer:
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
-@pytest.mark.parametrize("sizes", [{}, {"heads": 1}, {"heads": 4, "width": 32, "hidden": 20}])
+@pytest.mark.parametrize("sizes", [{}, {"heads": 1}, {"heads": 4, "width": 32, "hidden": 20}, LLAMA])
 def test_a_token_at_a_time_is_the_whole_at_once(axes, sizes, generator):
     network = made(**sizes)
     positions = torch.randint(0, 9, (7, axes), generator=generator)

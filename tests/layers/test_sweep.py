@@ -24,7 +24,16 @@ def swept(sweep: Sweep, x: torch.Tensor, condition: torch.Tensor) -> torch.Tenso
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
-@pytest.mark.parametrize("sizes", [{}, {"heads": 1}, {"heads": 4, "width": 32, "hidden": 20}, {"layers": 1}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"heads": 1},
+        {"heads": 4, "width": 32, "hidden": 20},
+        {"layers": 1},
+        {"query_key_norm": False, "rope": "interleaved", "rope_base": 10_000.0},
+    ],
+)
 def test_a_sweep_is_the_transformer(axes, sizes, generator):
     network = made(**sizes)
     positions = torch.randint(0, 9, (7, axes), generator=generator)

@@ -21,25 +21,26 @@ _SEED = 7
 class EmojiMix(Source):
     """Example i is scene i, or a drawing, as chance has it: a pure function of i.
 
-    `pixels` uint8 (N, 3, H, W), `groups` int64 (N,) and `details`: the drawings of this split.
+    `scenes` are those of this split, `drawings` uint8 (N, 3, H, W) its single drawings, with what is known of each in
+    `details` and its place in PAIR_GROUPS in `groups` int64 (N,).
     """
 
     made = True
     has_text = True
 
-    def __init__(self, scenes: Scenes, pixels: np.ndarray, groups: np.ndarray, details: Sequence[Detail]) -> None:
+    def __init__(self, scenes: Scenes, drawings: np.ndarray, groups: np.ndarray, details: Sequence[Detail]) -> None:
         self.name = "emoji-mix"
         self.signal, self.labels = scenes.signal, ()
-        self._scenes, self._pixels, self._groups, self._details = scenes, pixels, groups, details
+        self.scenes, self.drawings, self.details, self._groups = scenes, drawings, details, groups
         told = repr((scenes.fingerprint, SCENES, _SEED, groups.tolist(), details))
         digest = hashlib.sha256(told.encode())
-        digest.update(np.ascontiguousarray(pixels).data)
+        digest.update(np.ascontiguousarray(drawings).data)
         for detail in details[:8]:  # how they are worded, too
             digest.update(repr((captions(detail), questions(detail, ""))).encode())
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
-        return len(self._scenes)
+        return len(self.scenes)
 
     def item(self, i: int) -> Item:
         import torch
@@ -48,26 +49,26 @@ class EmojiMix(Source):
 
     def raster(self, i: int) -> np.ndarray:
         drawing = self._drawing(i)
-        return self._scenes.raster(i) if drawing is None else self._pixels[drawing]
+        return self.scenes.raster(i) if drawing is None else self.drawings[drawing]
 
     def text(self, i: int) -> tuple[str, ...]:
         drawing = self._drawing(i)
-        return self._scenes.text(i) if drawing is None else captions(self._details[drawing])
+        return self.scenes.text(i) if drawing is None else captions(self.details[drawing])
 
     def questions(self, i: int) -> Questions:
         drawing = self._drawing(i)
         if drawing is None:
-            return self._scenes.questions(i)
-        return questions(self._details[drawing], PAIR_GROUPS[self._groups[drawing]])
+            return self.scenes.questions(i)
+        return questions(self.details[drawing], PAIR_GROUPS[self._groups[drawing]])
 
     def name_of(self, i: int) -> str:
         drawing = self._drawing(i)
-        return self._scenes.name_of(i) if drawing is None else self._details[drawing].name
+        return self.scenes.name_of(i) if drawing is None else self.details[drawing].name
 
     def _drawing(self, i: int) -> int | None:
         """Which drawing example i is; None for a scene."""
         which, at = draws(2, _SEED, i)
-        return None if which < SCENES else int(at * len(self._details))
+        return None if which < SCENES else int(at * len(self.details))
 
 
 def read_mix(contents: Mapping[str, bytes]) -> dict[str, EmojiMix]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from smalti.layers.norm import inverse_rms, norm_slope
+from smalti.layers.rope import rotate
 
 
 class Heads(nn.Module):
@@ -30,6 +31,12 @@ class Heads(nn.Module):
             return _Heads.apply(qkv, self.weight, cos, sin, self.eps)
         both, v, _, _ = _split(qkv, self.weight, cos, sin, self.eps)
         return both[0], both[1], v
+
+
+def turned_heads(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without the normalisation."""
+    q, k, v = qkv.unbind(2)
+    return rotate(q, cos, sin).transpose(1, 2), rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
 
 
 class _Heads(torch.autograd.Function):

@@ -30,7 +30,7 @@ class Folded:
 
     def turned(self, positions: Tensor) -> Tensor:
         """How what stands at positions (T, axes) is turned."""
-        return paired_turns(positions, self.config.width // self.config.heads)
+        return paired_turns(positions, self.config)
 
 
 class _Layer:
@@ -45,7 +45,8 @@ class _Layer:
         self.out = block.out.weight.to(dtype).t().contiguous()
         self.gate_up = (block.gate_up.weight * (block.mlp_norm.weight * length)).to(dtype).t().contiguous()
         self.down = block.down.weight.to(dtype).t().contiguous()
-        self.query_key = paired_norm(block).unsqueeze(1)  # (2, 1, D)
+        norm = paired_norm(block)
+        self.query_key = None if norm is None else norm.unsqueeze(1)  # (2, 1, D)
 
 
 class Stepper:
@@ -97,8 +98,9 @@ class Stepper:
             self._normalise(x)
             torch.mm(self.hidden, layer.products, out=self.products)
             self.wide.copy_(self.products)
-            torch.linalg.vector_norm(self.query_key, dim=-1, keepdim=True, out=self.lengths)
-            self.query_key.mul_(layer.query_key).div_(self.lengths)
+            if layer.query_key is not None:
+                torch.linalg.vector_norm(self.query_key, dim=-1, keepdim=True, out=self.lengths)
+                self.query_key.mul_(layer.query_key).div_(self.lengths)
             self.pairs.mul_(turn)
             now.copy_(self.key_value)
             read = torch.bmm(torch.bmm(self.query.flatten(0, 1), k).softmax(-1), v)

@@ -63,7 +63,7 @@ class Sweep:
             raise ValueError("a sweep is for a transformer that was made with conditioned=True")
         blocks = [cast(Block, block) for block in network.blocks]
         self.network, self.dtype = network, dtype
-        self.turns = paired_turns(positions, blocks[0].head_width)
+        self.turns = paired_turns(positions, network.config)
         self.layers = [_Layer(block, dtype) for block in blocks]
         self.offsets = torch.stack([block.offsets.unflatten(0, (2, 3)) for block in blocks])  # (L, 2, 3, width)
         length = network.config.width**0.5  # between the rms, which the norm means, and the length, which it divides by
@@ -144,7 +144,8 @@ class Sweep:
         length, rows, _ = x.shape
         qkv = layer.qkv(x).float().view(length, -1, 3, self.turns.shape[-1] * 2)  # (T, B * H, 3, D)
         query_key = qkv[:, :, :2]
-        query_key.mul_(layer.query_key / torch.linalg.vector_norm(query_key, dim=-1, keepdim=True))
+        if layer.query_key is not None:
+            query_key.mul_(layer.query_key / torch.linalg.vector_norm(query_key, dim=-1, keepdim=True))
         torch.view_as_complex(query_key.unflatten(-1, (-1, 2))).mul_(self.turns)
         q, k, v = qkv.transpose(0, 1).unbind(2)
         read = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v)

@@ -1,7 +1,8 @@
 """The one Transformer (Vaswani et al. 2017), wherever a transformer is used.
 
 It knows no vocabulary, patch or noise. Pre-norm blocks with RMSNorm, rotary positions on any number of axes,
-normalised queries and keys (Henry et al. 2020), SwiGLU (Shazeer 2020) and output products that start at zero.
+normalised queries and keys (Henry et al. 2020), SwiGLU (Shazeer 2020) and output products that start at zero. With
+other settings it is a Llama (Touvron et al. 2023, arXiv 2302.13971), whose weights it takes as they are.
 
 With a condition every normalisation is shifted and scaled by it and every output gated, the gates starting at zero
 (adaLN-zero, Peebles & Xie 2022, arXiv 2212.09748, section 3.2). One product makes the modulation of all blocks, to
@@ -26,7 +27,7 @@ from smalti.layers.cache import Cache
 from smalti.layers.cross import CrossAttention
 from smalti.layers.dropout import Dropout
 from smalti.layers.gated import gated_sum, swiglu
-from smalti.layers.heads import Heads
+from smalti.layers.heads import Heads, turned_heads
 from smalti.layers.norm import RMSNorm
 from smalti.layers.rope import rotations
 
@@ -40,6 +41,12 @@ class TransformerConfig(Config):
     heads: int = Field(4, ge=1)
     hidden: int | None = Field(None, ge=1, description="width inside the MLP; None is 8/3 of the width, in steps of 32")
     dropout: float = Field(0.1, ge=0, lt=1)
+    query_key_norm: bool = True
+    rope: Literal["axial", "interleaved"] = Field(
+        "axial", description="speeds of rotary positions: a scale for each axis, or one scale dealt to them in turn"
+    )
+    rope_base: float = Field(100.0, gt=1, description="how many times slower the slowest turns than the quickest")
+    eps: float = Field(1e-6, gt=0, description="added to what norms take the root of")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> TransformerConfig:
@@ -50,6 +57,10 @@ class TransformerConfig(Config):
     @property
     def inner(self) -> int:
         return self.hidden or -(-self.width * 8 // 3 // 32) * 32
+
+    def rotations(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (…, T, D) for positions (…, T, axes)."""
+        return rotations(positions, self.width // self.heads, self.rope_base, self.rope == "interleaved")
 
 
 # shift, scale and gate (B, 1, width) of one half of a block; None where nothing is conditioned
@@ -65,11 +76,11 @@ class Block(nn.Module):
         super().__init__()
         width, self.heads = config.width, config.heads
         self.head_width = width // config.heads
-        self.attention_norm = RMSNorm(width)
+        self.attention_norm = RMSNorm(width, config.eps)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.query_key_norm = Heads(self.head_width)
+        self.query_key_norm = Heads(self.head_width, config.eps) if config.query_key_norm else None
         self.out = nn.Linear(width, width, bias=False)
-        self.mlp_norm = RMSNorm(width)
+        self.mlp_norm = RMSNorm(width, config.eps)
         self.gate_up = nn.Linear(width, 2 * config.inner, bias=False)
         self.down = nn.Linear(config.inner, width, bias=False)
         self.dropout = Dropout(config.dropout)
@@ -114,7 +125,8 @@ class Block(nn.Module):
         self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool, cache: Cache | None, layer: int
     ) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_width))  # (B, T, 3, H, D)
-        q, k, v = self.query_key_norm(qkv, *turn)  # (B, H, T, D) each
+        split = turned_heads if self.query_key_norm is None else self.query_key_norm
+        q, k, v = split(qkv, *turn)  # (B, H, T, D) each
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         return self.out(attend(q, k, v, mask, causal).transpose(1, 2).flatten(2))
@@ -142,7 +154,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.context_width = config, context_width
         self.blocks = nn.ModuleList(Block(config, conditioned, context_width) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width)
+        self.norm = RMSNorm(config.width, config.eps)
         if conditioned:
             self.modulation = nn.Linear(config.width, 8 * config.width)  # six for the blocks, two for the last norm
             nn.init.zeros_(self.modulation.weight)
@@ -168,7 +180,7 @@ class Transformer(nn.Module):
         context where none was promised, and on none where one was.
         """
         shared, last = self._modulation(condition)
-        turn = rotations(positions, self.config.width // self.config.heads)
+        turn = self.config.rotations(positions)
         mask = attend if isinstance(attend, Tensor) else None
         told = self._context(context, context_mask, product_dtype_of(x))
         for layer, block in enumerate(self.blocks):

@@ -37,6 +37,7 @@ from smalti.paradigms.base import Loss, Paradigm, ParadigmConfig, Progress, unto
 from smalti.paradigms.choose import ChoiceConfig, choose
 from smalti.paradigms.codes import as_grid, check_finite, known_codes, only_first
 from smalti.paradigms.guidance import GuidanceConfig, guide
+from smalti.paradigms.llama import Llama
 from smalti.term import Term
 from smalti.tokenizers.grammar import Grammar, Walk
 from smalti.tokenizers.vocabulary import Codes, Part, Special, Text, Vocabulary, VocabularyConfig
@@ -139,6 +140,30 @@ class Interleaved(Paradigm):
 
     def players(self) -> dict[str, nn.Module]:
         return {"network": self}
+
+    @torch.no_grad()
+    def grow(self, llama: Llama) -> None:
+        """Take over a model of text: what it says of a text stays the same, for its pieces keep their ids.
+
+        New tokens begin near the mean of the pieces, with a tenth of their spread (Hewitt 2021, "Initializing new word
+        embeddings for pretrained language models"); what begins and ends a text is what it was there. Raises UserError
+        where the weights do not fit.
+        """
+        weights = llama.weights()
+        begin, end = (self.vocabulary.id_of(f"{each}_text") for each in ("begin", "end"))
+        for table, theirs in ((self.token, weights.pop("token")), (self.head, weights.pop("head"))):
+            near = torch.randn(table.weight.shape) * (0.1 * theirs.std(0)) + theirs.mean(0)
+            near[: len(theirs)] = theirs
+            for ours, their in ((begin, llama.begin), (end, llama.end)):
+                if their is not None:
+                    near[ours] = theirs[their]
+            table.weight.copy_(near)
+        nn.init.zeros_(self.next.weight)
+        try:
+            self.network.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the weights of {llama.folder} do not fit its config.json: {reason}") from error
 
     # --- training
 

@@ -49,7 +49,7 @@ def emoji() -> Recipe:
         tokenizer=emoji_mix_tokenizer(),
         model=TransformerConfig(layers=5, width=320, heads=5, dropout=0.05),
         paradigm=InterleavedConfig(row=192),
-        training=TrainingConfig(steps=4000, batch=128, lr=2e-3, muon_lr=0.01, warmup=100, validate_every=400),
+        training=TrainingConfig(steps=7500, batch=64, lr=1.5e-3, muon_lr=0.01, warmup=100, validate_every=750),
     )
 
 
