@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -201,11 +203,24 @@ def test_a_model_that_comes_with_smalti_is_found_by_its_name(smalti, worded, tmp
     assert smalti("caption", "waves", worded.data / "000.png").status == 0
 
 
-def test_its_figures_are_taken(smalti, worded, tmp_path):
+def test_its_figures_are_taken_of_what_held_out_captions_ask_for(smalti, worded, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Reader, "sample", lambda self, n, texts, **_: asked.extend(texts) or torch.zeros(n, 1, 16, 16))
     run = shutil.copytree(worded.run, tmp_path / "run")
     told = smalti("evaluate", run, "--samples", 16, "--json")
     assert told.status == 0, told.err
-    assert json.loads(told.out)["nats_a_code"] > 0
+    assert set(asked) == {"lying waves", "standing waves"}
+    assert 0 < json.loads(told.out)["nats_a_code"] < math.log(16)
+
+
+def test_a_part_is_kept_and_the_prompt_drawn_around_it(smalti, worded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture = worded.data / "000.png"
+    for prompt in ("lying waves", "standing waves"):
+        told = smalti("complete", worded.run, picture, "--keep", 1, "--out", prompt, "--prompt", prompt)
+        assert told.status == 0, told.err
+    assert Path("lying waves/000.png").read_bytes() != Path("standing waves/000.png").read_bytes()
+    assert "the prompt is empty" in smalti("complete", worded.run, picture, "--keep", 0.5, "--prompt", " ").err
 
 
 def test_captions_and_answers_from_the_command_line(smalti, worded):

@@ -64,6 +64,7 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE…", help="pictures, or folders of pictures")]
 Data = Annotated[str | None, typer.Option(metavar="SOURCE", help="a folder of pictures, or a named set")]
 Label = Annotated[str | None, typer.Option(metavar="NAME", help="a label the model was trained with")]
+Prompt = Annotated[str | None, typer.Option(metavar="TEXT", help="what to draw, for models trained with text")]
 Codebooks = Annotated[
     int | None, typer.Option(metavar="Q", min=1, help="keep the first Q codebooks of a residual tokenizer")
 ]
@@ -401,6 +402,7 @@ def complete(
     ] = None,
     mask: Annotated[Path | None, typer.Option(metavar="PNG", help="white is kept, black drawn anew")] = None,
     label: Label = None,
+    prompt: Prompt = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -412,14 +414,14 @@ def complete(
     if (keep is None) == (mask is None):
         raise UserError("say what to keep: either --keep 0.5 or --mask PNG")
     generator = _generator(run, device)
-    options = _options(generator, context.obj)
+    options, asked_for = _options(generator, context.obj), _asked_for(generator, run, prompt, label)
     if mask is not None:
         kept = mask_from_file(mask, generator.shape, generator.signal.shape, 1)
     else:
         kept = first_part(generator.shape, 1, keep or 0)
 
     def done(x: Tensor, progress: Progress) -> Tensor:
-        return finish(generator, x, kept.expand(len(x), *kept.shape[1:]), label, seed, options, progress)
+        return finish(generator, x, kept.expand(len(x), *kept.shape[1:]), asked_for, seed, options, progress)
 
     for path in remade(generator, files, out, done):
         print(path)
@@ -433,6 +435,7 @@ def vary(
     level: Annotated[float, typer.Option(help="how much is noised, above 0 and up to 1, which leaves nothing")] = 0.5,
     out: OutFolder = Path("variations"),
     label: Label = None,
+    prompt: Prompt = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -440,8 +443,8 @@ def vary(
     from smalti.sampling.files import remade
 
     generator = _generator(run, device)
-    options = _options(generator, context.obj)
-    for path in remade(generator, files, out, lambda x, told: generator.vary(x, level, label, seed, options, told)):
+    options, asked_for = _options(generator, context.obj), _asked_for(generator, run, prompt, label)
+    for path in remade(generator, files, out, lambda x, told: generator.vary(x, level, asked_for, seed, options, told)):
         print(path)
 
 

@@ -170,6 +170,7 @@ def evaluate_generator(
     a perfect generator would reach), and those pictures through the tokenizer (`reconstructed`, this generator's
     ceiling; a generator of pixels has none). Label accuracy, Fréchet distance, precision, recall, density and coverage
     are taken in the features of a classifier trained on the real training split; without labels, in averaged pixels.
+    A model of text draws what the first caption of each of the other held-out pictures says.
     """
     test = held_out(config)
     size = min(samples, COMPARED, len(test) // 2)
@@ -184,9 +185,11 @@ def evaluate_generator(
     # another source's labels mean nothing to this generator, unless they are called the same
     known = bool(generator.labels) and generator.labels == train_source.labels
     labels = other.labels if known else None
+    words = open_source(config, "test") if generator.words else None
+    asked = labels if words is None else first_texts(words, other.rows)
     began = time.perf_counter()
     with drawing(size) as line:
-        drawn = generator.sample(size, labels, seed=SEED, options=options, progress=line.told)
+        drawn = generator.sample(size, asked, seed=SEED, options=options, progress=line.told)
     seconds = time.perf_counter() - began
     columns = {"samples": to_pixels(drawn), "real": other.pixels}
     if generator.reads != "signals":
@@ -205,8 +208,13 @@ def evaluate_generator(
     for name, pixels in columns.items():
         figures[name] = likeness(eye, features, pixels, labels)
     figures["copying"] = copying(columns["samples"], other.pixels, train.pixels)
-    figures.update(likelihood(generator, test if known else replace(test, labels=None)))
+    figures.update(likelihood(generator, test if known else replace(test, labels=None), words))
     return figures
+
+
+def first_texts(source: Source, rows: Tensor) -> list[str]:
+    """The first text of each of these examples, int64 (N,); "" where there is none."""
+    return [(source.text(int(row)) or ("",))[0] for row in rows]
 
 
 def evaluate_aligner(aligner: Aligner, config: DataConfig) -> dict[str, Any]:
@@ -233,9 +241,9 @@ class Captioned:
 def captioned(config: DataConfig) -> Captioned:
     """The test split's pictures that have a caption. Raises UserError where there are no two different ones."""
     test, source = held_out(config), open_source(config, "test")
-    texts = [source.text(i)[:1] for i in test.rows.tolist()]
-    told = [i for i, text in enumerate(texts) if text and text[0].strip()]
-    pairs = Captioned(test.pixels[told], [texts[i][0] for i in told])
+    texts = first_texts(source, test.rows)
+    told = [i for i, text in enumerate(texts) if text.strip()]
+    pairs = Captioned(test.pixels[told], [texts[i] for i in told])
     if len({caption.casefold() for caption in pairs.captions}) < 2:
         raise UserError(f"{config.source} holds out no two different captions, and there is nothing to rank")
     return pairs
@@ -280,8 +288,8 @@ def copying(samples: Tensor, real: Tensor, train: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def likelihood(generator: Generator, test: HeldOut) -> dict[str, float]:
-    """The likelihood of held-out pictures, given their labels where there are any.
+def likelihood(generator: Generator, test: HeldOut, words: Source | None = None) -> dict[str, float]:
+    """The likelihood of held-out pictures, given their labels where there are any, or the texts of `words`.
 
     Over codes it is that of the codes, in nats a code and a picture: exact for a next-token model, an upper bound for
     discrete diffusion. For diffusion on pixels see `density`. Diffusion on latents has none here: nats of a latent mean
@@ -293,7 +301,7 @@ def likelihood(generator: Generator, test: HeldOut) -> dict[str, float]:
         return {}
     codes = generator.inwards(to_signal(test.pixels))
     totals = Totals()
-    for batch in in_order(Held(codes[None], test.labels), 250):
+    for batch in in_order(Held(codes[None], test.labels, test.rows, words), 250):
         with autocast(generator.device):
             totals.add(generator.paradigm.loss("network", batch.to(generator.device), 0).terms)
     means = totals.means()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smalti.data.example import Source
 from smalti.data.image import to_signal
-from smalti.evaluation.evaluate import HeldOut
+from smalti.evaluation.evaluate import HeldOut, first_texts
 from smalti.evaluation.plots import picture_rows
 from smalti.evaluation.report import Report
 from smalti.model import Generator, Reader
@@ -71,4 +71,4 @@ def by_kind(report: Report, reader: Reader, folder: Path) -> None:
 
 def _told(test: HeldOut, source: Source) -> tuple[Tensor, list[str]]:
     """Some held-out pictures as signals, and the first caption of each."""
-    return to_signal(test.pixels[:SHOWN]), [(source.text(int(row)) or ("",))[0] for row in test.rows[:SHOWN]]
+    return to_signal(test.pixels[:SHOWN]), first_texts(source, test.rows[:SHOWN])

@@ -19,7 +19,7 @@ from smalti.recipes.emoji import (
     emoji_vae,
     emoji_vqgan,
 )
-from smalti.recipes.emoji_words import emoji, emoji_judge, emoji_mix_tokenizer, emoji_mix_vae
+from smalti.recipes.emoji_words import emoji, emoji_judge, emoji_mix_tokenizer, emoji_mix_vae, emoji_text_dit
 from smalti.recipes.fashion import (
     fashion,
     fashion_dit,
@@ -63,6 +63,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "emoji-mix-tokenizer": emoji_mix_tokenizer,
     "emoji-mix-vae": emoji_mix_vae,
     "emoji": emoji,
+    "emoji-text-dit": emoji_text_dit,
     "emoji-judge": emoji_judge,
     "folder-tokenizer": folder_tokenizer,
     "photo-tokenizer": photo_tokenizer,

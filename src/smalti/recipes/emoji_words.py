@@ -6,8 +6,9 @@ from smalti.data.sources import DataConfig
 from smalti.layers.transformer import TransformerConfig
 from smalti.paradigms.contrastive import ContrastiveConfig
 from smalti.paradigms.interleaved import InterleavedConfig
+from smalti.paradigms.text_encoder import TextEncoderConfig
 from smalti.recipe import Recipe, TrainingConfig
-from smalti.recipes.emoji import emoji_tokenizer, emoji_vae
+from smalti.recipes.emoji import emoji_dit, emoji_tokenizer, emoji_vae
 
 MIX = DataConfig(source="emoji-mix")
 
@@ -50,6 +51,30 @@ def emoji() -> Recipe:
         model=TransformerConfig(layers=5, width=320, heads=5, dropout=0.05),
         paradigm=InterleavedConfig(row=192),
         training=TrainingConfig(steps=7500, batch=64, lr=1.5e-3, muon_lr=0.01, warmup=100, validate_every=750),
+    )
+
+
+def emoji_text_dit() -> Recipe:
+    """The same prompts drawn by a diffusion transformer that reads them by cross-attention, in the latent of a VAE.
+
+    smalti train emoji-text-dit
+    data: emoji-mix
+    """
+    dit = emoji_dit()
+    return dit.model_copy(
+        update={
+            "name": "emoji-text-dit",
+            "data": MIX.model_copy(update={"most": 300_000}),
+            "tokenizer": emoji_mix_vae(),
+            "paradigm": dit.paradigm.model_copy(update={"text": TextEncoderConfig()}),
+        }
+    ).changed(
+        **{
+            "model.dropout": 0.0,
+            "training.variants": 1,
+            "training.steps": 4000,
+            "training.validate_every": 500,
+        }
     )
 
 
