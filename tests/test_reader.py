@@ -35,6 +35,16 @@ def x(reader, worded) -> torch.Tensor:
     return torch.stack([read_fitted(worded.data / f"{i:03}.png", reader) for i in range(4)])
 
 
+def test_what_goes_on_from_a_run_reads_texts_as_it_did(worded, tmp_path):
+    """Other captions would make other pieces, and the weights know but the old ones."""
+    data = shutil.copytree(worded.data, tmp_path / "data")
+    lines = (data / "metadata.jsonl").read_text().replace("waves", "billows, rolling")
+    (data / "metadata.jsonl").write_text(lines)
+    recipe = words_recipe(data, str(worded.tokenizer), steps=1)
+    run = runs.train(recipe, out=tmp_path / "run", init=worded.run, device="cpu").folder
+    assert (run / "text" / "tokenizer.json").read_text() == (worded.run / "text" / "tokenizer.json").read_text()
+
+
 # --- Python
 
 

@@ -30,6 +30,7 @@ from smalti.evaluation.evaluate import HeldOut, gathered, left_out
 from smalti.evaluation.pages import write_report
 from smalti.layers.transformer import TransformerConfig
 from smalti.model import Tokenizer
+from smalti.model.folder import TEXT_FILE
 from smalti.paradigms.base import Paradigm
 from smalti.paradigms.interleaved import Interleaved, InterleavedConfig
 from smalti.paradigms.llama import holds_text_model, read_llama
@@ -254,17 +255,15 @@ class _Training:
 
     def _text_tokenizer(self, source: Source) -> TextTokenizer:
         """Learnt from the texts and questions of the training examples, once, and kept in the run; or that of the model
-        of text that training starts from."""
-        folder, init = self.folder / "text", Path(self.recipe.init or "")
-        if (folder / "tokenizer.json").exists():
-            pass
-        elif self.recipe.init and holds_text_model(init):
-            if self.ranks.writes:
-                read_llama(init).text.save(folder)
-        elif self.ranks.writes:
-            few = torch.arange(len(source))[:: -(-len(source) // TEXTS)].tolist()
-            told = chain.from_iterable((*source.text(i), *chain.from_iterable(source.questions(i))) for i in few)
-            TextTokenizer.trained(told, self.recipe.paradigm.pieces).save(folder)
+        that training starts from."""
+        folder = self.folder / "text"
+        if self.ranks.writes and not (folder / "tokenizer.json").exists():
+            text = None if self.recipe.init is None else _text_of(Path(self.recipe.init))
+            if text is None:
+                few = torch.arange(len(source))[:: -(-len(source) // TEXTS)].tolist()
+                told = chain.from_iterable((*source.text(i), *chain.from_iterable(source.questions(i))) for i in few)
+                text = TextTokenizer.trained(told, self.recipe.paradigm.pieces)
+            text.save(folder)
         self.ranks.wait()
         return TextTokenizer.load(folder)
 
@@ -388,6 +387,14 @@ def _undo_start(folder: Path) -> None:
     if not any(folder.glob("**/state/latest")):
         for path in (folder / "tokenizer" / "recipe.json", folder / "recipe.json"):
             path.unlink(missing_ok=True)
+
+
+def _text_of(init: Path) -> TextTokenizer | None:
+    """The text tokenizer of an earlier run or of a model of text; None where it has none."""
+    if holds_text_model(init):
+        return read_llama(init).text
+    folder = (model_folder(init) / TEXT_FILE).parent
+    return TextTokenizer.load(folder) if folder.is_dir() else None
 
 
 def _start_from(paradigm: Paradigm, init: str) -> None:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from smalti.data.order import uniform
 
-# streams of random numbers, one for each decision about an example; that of texts is apart from those of paradigms, or
-# which caption is shown would hang on how much noise is added
-FLIP, DOWN, RIGHT, TEXT = 0, 1, 2, 160
+# streams of random numbers, one for each decision about an example, apart from those of paradigms: or which caption is
+# shown would hang on how much noise is added, and whose class is hidden on where it was moved
+FLIP, DOWN, RIGHT, TEXT = 0, 161, 162, 160
 
 
 def augment(pixels: Tensor, seed: int, step: int, rows: Tensor, flip: bool, shift: int) -> Tensor:
