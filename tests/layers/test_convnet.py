@@ -22,6 +22,16 @@ def encoder(dimensions: int, strides: tuple[int, ...] | None = None) -> nn.Modul
     return awake(Encoder(dimensions, 2, 3, 16, strides or STRIDES[dimensions], 1))
 
 
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_a_local_encoder_sees_what_lies_under_a_position_and_no_more(dimensions, generator):
+    space, stride = (12,) * dimensions, 6
+    network = awake(Encoder(dimensions, 2, 3, 16, (2, 3), 2, local=True))
+    assert network.margin == 0
+    x = torch.randn(1, 2, *space, generator=generator, dtype=torch.float64)
+    whole, under = network(x), (..., *(slice(stride, 2 * stride),) * dimensions)
+    torch.testing.assert_close(network(x[under]).flatten(), whole[(..., *(1,) * dimensions)].flatten())
+
+
 def decoder(dimensions: int, strides: tuple[int, ...] | None = None) -> nn.Module:
     return awake(Decoder(dimensions, 3, 2, 16, strides or STRIDES[dimensions], 1))
 

@@ -31,13 +31,16 @@ class ChannelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + 1x1(act(3x3(norm(x)))), the last product starting at zero so that a deep stack begins as the identity."""
+    """x + 1x1(act(3x3(norm(x)))), the last product starting at zero so that a deep stack begins as the identity.
 
-    def __init__(self, dimensions: int, channels: int) -> None:
+    With a `kernel` of 1 in place of 3 positions see nothing of each other.
+    """
+
+    def __init__(self, dimensions: int, channels: int, kernel: int = 3) -> None:
         super().__init__()
         conv = CONV[dimensions]
         self.norm = ChannelNorm(channels)
-        self.spatial = conv(channels, channels, 3, padding=1)
+        self.spatial = conv(channels, channels, kernel, padding=kernel // 2)
         self.point = conv(channels, channels, 1)
         for parameter in self.point.parameters():
             nn.init.zeros_(parameter)
@@ -55,11 +58,19 @@ def stages(strides: Sequence[int], width: int, blocks: int) -> list[tuple[int, i
 class Encoder(nn.Module):
     """(B, channels, *space) -> (B, out, *space / product of strides).
 
-    `margin`: a position of the grid depends on the samples under it and under so many positions to each side.
+    `margin`: a position of the grid depends on the samples under it and under so many positions to each side; none
+    where it is `local`.
     """
 
     def __init__(
-        self, dimensions: int, channels: int, out: int, width: int, strides: Sequence[int], blocks: int
+        self,
+        dimensions: int,
+        channels: int,
+        out: int,
+        width: int,
+        strides: Sequence[int],
+        blocks: int,
+        local: bool = False,
     ) -> None:
         super().__init__()
         self.memory_format = CHANNELS_LAST[dimensions]
@@ -68,10 +79,10 @@ class Encoder(nn.Module):
         reach, spacing = 0, 1  # both in samples: how far to each side, and from one position to the next
         for stride, inner, count in stages(strides, width, blocks):
             layers.append(CONV[dimensions](previous, inner, stride, stride=stride))
-            layers += [ResidualBlock(dimensions, inner) for _ in range(count)]
+            layers += [ResidualBlock(dimensions, inner, 1 if local else 3) for _ in range(count)]
             previous = inner
             spacing *= stride
-            reach += count * spacing
+            reach += 0 if local else count * spacing
         self.layers = nn.Sequential(*layers, ChannelNorm(previous), CONV[dimensions](previous, out, 1))
         self.margin = -(-reach // spacing)
 

@@ -23,6 +23,7 @@ def emoji_mix_tokenizer() -> Recipe:
         **{
             "name": "emoji-mix-tokenizer",
             "data": MIX.model_dump(),
+            "model.local": True,  # or codes of a plain ground would tell what is beside it, as if by chance
             "model.bottleneck.codes": 2048,
             "training.steps": 10_000,
         }
@@ -35,7 +36,7 @@ def emoji_mix_vae() -> Recipe:
     smalti train emoji-mix-vae
     data: emoji-mix
     """
-    return emoji_vae().changed(name="emoji-mix-vae", data=MIX.model_dump())
+    return emoji_vae().changed(**{"name": "emoji-mix-vae", "data": MIX.model_dump(), "model.local": True})
 
 
 def emoji() -> Recipe:

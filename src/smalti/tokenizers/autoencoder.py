@@ -17,12 +17,17 @@ from smalti.tokenizers.bottlenecks.vq import VQConfig
 
 
 class AutoencoderConfig(Config):
-    """The network of a tokenizer. `strides` from the signal inwards: (4,) cuts 28x28 into a 7x7 grid at once."""
+    """The network of a tokenizer. `strides` from the signal inwards: (4,) cuts 28x28 into a 7x7 grid at once.
+
+    A `local` encoder gives the same part of a signal the same code wherever it stands and whatever is beside it: a
+    generator then learns far fewer codes for each thing, and the decoder, which sees around, has to hide the seams.
+    """
 
     kind: Literal["autoencoder"] = "autoencoder"
     width: int = Field(96, ge=1, description="channels at the grid")
     strides: tuple[PositiveInt, ...] = Field((4,), min_length=1)
     blocks: int = Field(2, ge=0, le=1000, description="residual blocks a level")
+    local: bool = Field(False, description="encode each position of the grid from what lies under it alone")
     bottleneck: AnyBottleneck = VQConfig()
 
 
@@ -45,7 +50,7 @@ class Autoencoder(nn.Module):
         dimensions = len(signal.shape)
         self.bottleneck = config.bottleneck.build()
         shape = (config.width, config.strides, config.blocks)
-        self.encoder = Encoder(dimensions, signal.channels, self.bottleneck.in_width, *shape)
+        self.encoder = Encoder(dimensions, signal.channels, self.bottleneck.in_width, *shape, config.local)
         self.decoder = Decoder(dimensions, self.bottleneck.out_width, signal.channels, *shape)
 
     @property
