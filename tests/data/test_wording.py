@@ -50,9 +50,9 @@ def read_ground(caption: str) -> tuple[str, str]:
 def read_caption(caption: str) -> tuple[str, dict[tuple[int, int], str]]:
     """The ground, and (row, column) -> thing."""
     ground, what = read_ground(caption)
-    if found := re.fullmatch("(.+) from left to right", what) or re.fullmatch("a row of (.+)", what):
+    if found := re.fullmatch("(.+) from left to right", what):
         cells = {(0, i): name for i, name in enumerate(listed(found[1]))}
-    elif found := re.fullmatch("(.+) from top to bottom", what) or re.fullmatch("a column of (.+)", what):
+    elif found := re.fullmatch("(.+) from top to bottom", what):
         cells = {(i, 0): name for i, name in enumerate(listed(found[1]))}
     elif found := re.fullmatch("(.+?) (?:to the left|left) of (.+)", what):
         cells = {(0, 0): found[1], (0, 1): found[2]}
@@ -63,14 +63,14 @@ def read_caption(caption: str) -> tuple[str, dict[tuple[int, int], str]]:
         cells = {(r, c): name for r, row in enumerate((above, below)) for c, name in enumerate(row)}
     elif found := re.fullmatch("(.+) (?:below|under) (.+)", what):
         cells = {(1, 0): found[1], (0, 0): found[2]}
-    elif re.search(" (top|bottom|left|right|middle|corner)$", what):
+    elif re.search(" (top|bottom|left|right|corner)$", what):
         parts = [re.fullmatch(r"(.+?) (?:(?:at|on|in) the )?(\w+( left| right)?)( corner)?", p) for p in listed(what)]
         spots = {part[2]: part[1] for part in parts}
         if any(" " in spot for spot in spots):
             rows, columns = ("top", "bottom"), ("left", "right")
             cells = {(rows.index(s.split()[0]), columns.index(s.split()[1])): name for s, name in spots.items()}
         else:
-            order = [s for s in ("top", "left", "middle", "bottom", "right") if s in spots]
+            order = [s for s in ("top", "left", "bottom", "right") if s in spots]
             cells = {((i, 0) if "top" in spots else (0, i)): spots[spot] for i, spot in enumerate(order)}
     else:
         cells = {(0, 0): what.removeprefix("nothing but ")}
@@ -125,16 +125,16 @@ def beside(middle: dict[str, tuple[float, float]], name: str, side: str) -> list
 def stands(middle: dict[str, tuple[float, float]], name: str, spot: str) -> bool:
     """Whether a thing is at a spot, by the middles of all things alone."""
     y, x = middle[name]
-    checks = {"top": y < 28, "bottom": y > 36, "left": x < 28, "right": x > 36, "middle": 22 < x < 42 and 22 < y < 42}
+    checks = {"top": y < 28, "bottom": y > 36, "left": x < 28, "right": x > 36}
     return all(checks[word] for word in spot.split())
 
 
-def test_the_middle_of_three_has_neighbours_and_the_outer_ones_are_not_asked_twice():
-    places = tuple(Place(0, column, 22, 1 + 21 * column, 19) for column in range(3))
+def test_in_a_corner_only_its_row_and_its_column_are_beside_it():
+    places = tuple(Place(row, column, 4 + 32 * row, 4 + 32 * column, 24) for row, column in ((0, 0), (0, 1), (1, 1)))
     told = dict(questions(Scene(("dog", "cherries", "owl"), (0, 1, 2), places, "orange")))
     assert told["what is left of the cherries?"] == "a dog"
-    assert told["what is right of the cherries?"] == "an owl"
-    assert told["where are the cherries?"] == "in the middle"
-    assert told["what is on the left?"] == "a dog"
-    assert "what is right of the dog?" not in told  # two things are
+    assert told["what is below the cherries?"] == "an owl"
+    assert told["where are the cherries?"] == "at the top right"
+    assert told["what is at the top left?"] == "a dog"
+    assert "what is below the dog?" not in told  # nothing is, and the owl stands across
     assert "what is left of the owl?" not in told

@@ -32,7 +32,7 @@ GROUNDS = {  # red, green and blue in 0 … 255
     "purple": (120, 45, 165),
     "pink": (255, 155, 195),
 }
-SIDES = {1: (24, 32), 2: (24,), 3: (16,)}  # pixels of a thing, by how many the longest line of them has
+SIDES = (24,)  # pixels that a thing may have; of 16, a tokenizer that cuts squares of eight shows half to nobody
 JITTER = 8  # pixels from the middle of its cell, at most
 # places are a multiple of this many pixels: a tokenizer that cuts pictures in squares of eight cuts a thing alike
 # wherever it stands, so a small model need not learn each thing in 64 ways
@@ -46,7 +46,7 @@ Part = Literal["train", "validation", "unseen-pairs", "unseen-drawings"]
 _SEED = 5
 _NAMES = tuple(THINGS)
 _HOW_MANY = (1, 2, 2, 2, 3, 3, 4, 4)
-_SHAPES = {1: ((1, 1),), 2: ((1, 2), (2, 1)), 3: ((1, 3), (3, 1), (2, 2)), 4: ((2, 2),)}  # rows and columns
+_SHAPES = {1: ((1, 1),), 2: ((1, 2), (2, 1)), 3: ((2, 2),), 4: ((2, 2),)}  # rows and columns
 _MOST_NUMBERS = 32  # that one scene takes
 
 _T = TypeVar("_T")
@@ -92,7 +92,7 @@ def draw_scene(part: Part, i: int, melts: np.ndarray) -> Scene:
     cells = [(row, column) for row in range(rows) for column in range(columns)]
     if len(cells) > count:
         cells.remove(draw.one(cells))
-    side = draw.one(SIDES[max(rows, columns)])
+    side = draw.one(SIDES)
     places = [
         Place(row, column, draw.start(row, rows, side), draw.start(column, columns, side), side)
         for row, column in cells

@@ -24,10 +24,9 @@ class Cutouts:
     """Every thing by every artist, in the sizes that scenes need."""
 
     def __init__(self, contents: Mapping[str, bytes]) -> None:
-        sides = sorted(side for choices in SIDES.values() for side in choices)
-        large = read_cutouts(contents, tuple(THINGS.values()), 2 * sides[-1])
-        self.sized = {side: scaled(large, side) for side in sides}
-        self.melts = np.stack([melts(self.sized[sides[0]], colour) for colour in GROUNDS.values()], -1)
+        large = read_cutouts(contents, tuple(THINGS.values()), 2 * max(SIDES))
+        self.sized = {side: scaled(large, side) for side in SIDES}
+        self.melts = np.stack([melts(self.sized[min(SIDES)], colour) for colour in GROUNDS.values()], -1)
 
     def picture(self, scene: Scene) -> np.ndarray:
         """A scene as uint8 (3, 64, 64)."""

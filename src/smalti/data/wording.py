@@ -9,8 +9,8 @@ from smalti.data.things import PLURAL, article, called
 
 _NUMBERS = ("no", "one", "two", "three", "four")
 _CORNERS = (("top left", "top right"), ("bottom left", "bottom right"))
-_ACROSS = {2: ("on the left", "on the right"), 3: ("on the left", "in the middle", "on the right")}
-_DOWN = {2: ("at the top", "at the bottom"), 3: ("at the top", "in the middle", "at the bottom")}
+_ACROSS = ("on the left", "on the right")
+_DOWN = ("at the top", "at the bottom")
 
 
 def captions(scene: Scene) -> tuple[str, ...]:
@@ -64,8 +64,8 @@ def _spot(place: Place, shape: tuple[int, int]) -> str:
     if rows > 1 and columns > 1:
         return f"at the {_CORNERS[place.row][place.column]}"
     if columns > 1:
-        return _ACROSS[columns][place.column]
-    return _DOWN[rows][place.row] if rows > 1 else ""
+        return _ACROSS[place.column]
+    return _DOWN[place.row] if rows > 1 else ""
 
 
 def _arrangements(scene: Scene) -> Iterator[str]:
@@ -78,15 +78,12 @@ def _arrangements(scene: Scene) -> Iterator[str]:
     if rows > 1 and columns > 1:
         yield from _in_a_grid(scene, names)
     else:
-        yield from _in_a_line(names, across=columns > 1)
+        yield from _in_two(names, across=columns > 1)
     yield _listed(f"{name} {_spot(place, scene.shape)}" for name, place in zip(names, scene.places, strict=True))
 
 
-def _in_a_line(names: list[str], across: bool) -> Iterator[str]:
+def _in_two(names: list[str], across: bool) -> Iterator[str]:
     yield f"{_listed(names)} from {'left to right' if across else 'top to bottom'}"
-    if len(names) == 3:
-        yield f"a {'row' if across else 'column'} of {_listed(names)}"
-        return
     first, second = names
     if across:
         yield from (f"{first} to the left of {second}", f"{second} to the right of {first}")

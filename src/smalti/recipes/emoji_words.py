@@ -25,7 +25,7 @@ def emoji_mix_tokenizer() -> Recipe:
             "data": MIX.model_dump(),
             "model.local": True,  # or codes of a plain ground would tell what is beside it, as if by chance
             "model.bottleneck.codes": 2048,
-            "training.steps": 10_000,
+            "training.steps": 5000,
         }
     )
 
@@ -47,11 +47,11 @@ def emoji() -> Recipe:
     """
     return Recipe(
         name="emoji",
-        data=MIX.model_copy(update={"most": 500_000}),
+        data=MIX.model_copy(update={"most": 400_000}),
         tokenizer=emoji_mix_tokenizer(),
         model=TransformerConfig(layers=5, width=320, heads=5, dropout=0.05),
         paradigm=InterleavedConfig(row=192),
-        training=TrainingConfig(steps=7500, batch=64, lr=1.5e-3, muon_lr=0.01, warmup=100, validate_every=750),
+        training=TrainingConfig(steps=5000, batch=64, lr=1.5e-3, muon_lr=0.01, warmup=100, validate_every=500),
     )
 
 
