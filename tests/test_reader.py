@@ -17,6 +17,7 @@ from smalti.checkpoint import export
 from smalti.data.image import read_text
 from smalti.errors import UserError
 from smalti.model import Reader, load
+from smalti.recipe import read
 from smalti.sampling.files import read_fitted
 from smalti.tokenizers.vocabulary import Special
 
@@ -211,6 +212,15 @@ def test_a_model_that_comes_with_smalti_is_found_by_its_name(smalti, worded, tmp
     assert "come with smalti: waves" in smalti("sample", "emojy", "x").err
     (tmp_path / "waves").mkdir()  # a folder of that name that is no run hides nothing
     assert smalti("caption", "waves", worded.data / "000.png").status == 0
+
+
+def test_its_folder_has_the_recipe_of_its_tokenizer_wherever_that_was_trained(worded, tmp_path):
+    recipe = words_recipe(worded.data, str(worded.tokenizer), steps=1)
+    run = runs.train(recipe, out=tmp_path / "run", device="cpu").folder
+    told = (run / "model" / "config.json").read_text()
+    assert json.loads(told)["recipe"]["tokenizer"] == load(worded.tokenizer, "cpu").recipe.model_dump(mode="json")
+    assert str(worded.tokenizer) not in told + (run / "model" / "README.md").read_text()
+    assert read(run / "recipe.json") == recipe  # a run goes on from where its tokenizer is
 
 
 def test_its_figures_are_taken_of_what_held_out_captions_ask_for(smalti, worded, tmp_path, monkeypatch):

@@ -60,7 +60,13 @@ def write(
     figures: Mapping[str, Any],
     tokenizers: Mapping[str, Path] | None = None,
 ) -> None:
-    """Write a model folder that `load` rebuilds with no other input."""
+    """Write a model folder that `load` rebuilds with no other input.
+
+    Where the recipe names the run of its tokenizer, which may be anywhere, the folder has that tokenizer's recipe.
+    """
+    for carried in (tokenizers or {}).values():
+        settings = checkpoint.read_config(carried)["recipe"]
+        recipe = recipe.model_copy(update={"tokenizer": parse(settings, str(carried / "config.json"))})
     config = {
         "smalti": checkpoint.VERSION,
         "recipe": recipe.model_dump(mode="json"),
