@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -40,6 +40,7 @@ class TrainingConfig(Config):
     seed: int = Field(0, ge=0, lt=1 << 32)
     precision: Precision = "auto"
     validate_every: int = Field(250, ge=1)
+    keep: Literal["best", "last"] = Field("best", description="which of the held-out losses is that of the model")
     validate_on: int = Field(2000, ge=1, description="held-out examples looked at each time")
     log_every: int = Field(10, ge=1)
     save_seconds: float = Field(8.0, gt=0, description="most work that a kill may cost")

@@ -181,6 +181,10 @@ def test_the_best_average_is_kept_and_a_rise_is_told(tmp_path, capfd):
     assert progress.best == held[best]
     assert kept == [step for step in held if held[step] == min(held[s] for s in held if s <= step)]
     assert capfd.readouterr().err.count("has not improved since step") == 1
+    kept.clear()
+    fit(paradigm, run_of(tmp_path / "last", config.model_copy(update={"keep": "last"}), kept), CPU)
+    assert kept == sorted(held)
+    assert "has not improved" not in capfd.readouterr().err
 
 
 def test_validation_measures_the_average_and_in_eval_mode(tmp_path):

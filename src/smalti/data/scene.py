@@ -45,7 +45,13 @@ Part = Literal["train", "validation", "unseen-pairs", "unseen-drawings"]
 
 _SEED = 5
 _NAMES = tuple(THINGS)
-_HOW_MANY = (1, 2, 2, 2, 3, 3, 4, 4)
+# things in a scene; what a name looks like is learnt from those that stand alone
+_HOW_MANY: dict[Part, tuple[int, ...]] = {
+    "train": (1, 1, 1, 1, 2, 2, 3, 4),
+    "validation": (1, 1, 1, 1, 2, 2, 3, 4),
+    "unseen-pairs": (2, 2, 2, 2, 3, 3, 4, 4),
+    "unseen-drawings": (1, 2, 2, 2, 3, 3, 4, 4),
+}
 _SHAPES = {1: ((1, 1),), 2: ((1, 2), (2, 1)), 3: ((2, 2),), 4: ((2, 2),)}  # rows and columns
 _MOST_NUMBERS = 32  # that one scene takes
 
@@ -86,7 +92,7 @@ def unseen_pair(one: str, other: str) -> bool:
 def draw_scene(part: Part, i: int, melts: np.ndarray) -> Scene:
     """Scene i of a part. `melts` bool (things, artists, grounds): what is hard to see on which ground."""
     draw = _Draw(draws(_MOST_NUMBERS, _SEED, i, get_args(Part).index(part)))
-    count = max(draw.one(_HOW_MANY), 2 if part == "unseen-pairs" else 1)
+    count = draw.one(_HOW_MANY[part])
     things = draw.shuffled(_draw_things(part, count, draw))
     rows, columns = draw.one(_SHAPES[count])
     cells = [(row, column) for row in range(rows) for column in range(columns)]

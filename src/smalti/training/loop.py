@@ -202,7 +202,8 @@ class _Fit:
 
     @torch.no_grad()
     def _validate(self) -> None:
-        """Measure the averaged weights on held-out examples; keep them as the run's model when they are the best."""
+        """Measure the averaged weights on held-out examples; keep them as the run's model when they are the best, or as
+        the recipe says."""
         totals, paradigm, progress = Totals(), self.average.module, self.progress
         for batch in self.run.held_out():
             batch = batch.to(self.device)
@@ -211,7 +212,7 @@ class _Fit:
                     if terms := paradigm.loss(player, batch, progress.step).terms:
                         totals.add(terms)
         totals.over(self.ranks)
-        score = paradigm.score(totals.means(), totals.loss())
+        score = paradigm.score(totals.means(), totals.loss()) if self.config.keep == "best" else None
         if self.ranks.writes:
             self.log.write(progress.step, progress.seconds, "validation", totals.means())
             if self.run.watch is not None:
