@@ -452,7 +452,7 @@ def test_the_critic_trains_by_adamw_at_its_own_rate(small):
 def test_the_newest_model_is_kept_although_the_error_is_larger(small):
     folder = small("run", latest=0.25)
     paradigm, run = small_run.small_run(folder, "adversarial")
-    upside_down = small_run.with_batches(run, lambda b: replace(b, x=-b.x) if b.step >= 15 else b)
+    upside_down = small_run.with_batches(run, lambda b: replace(b, x=-b.x) if b.step >= 10 else b)
     assert fit(paradigm, upside_down, CPU).best_step == 20
     held = [row["values"] for row in read_metrics(folder / "metrics.jsonl") if row["split"] == "validation"]
     assert held[-1]["reconstruction"] > min(values["reconstruction"] for values in held)
