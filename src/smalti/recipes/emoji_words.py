@@ -49,7 +49,8 @@ def emoji() -> Recipe:
         name="emoji",
         data=MIX.model_copy(update={"most": 420_000}),
         tokenizer=emoji_mix_tokenizer(),
-        model=TransformerConfig(layers=5, width=320, heads=5, dropout=0.05),
+        # by a base for grids, 100, names in a caption are found from afar only after many more steps
+        model=TransformerConfig(layers=5, width=320, heads=5, dropout=0.05, rope="interleaved", rope_base=10_000.0),
         paradigm=InterleavedConfig(row=192),
         # drawings are to be known by heart, and those held out are then guessed the worse
         training=TrainingConfig(
