@@ -172,8 +172,8 @@ def drawings_read(model: Reader, chosen: Drawings, title: str) -> Row:
 
 
 def hot(model: Reader, asked: list[str], n: int) -> Row:
-    """Pictures drawn hot: how many grids are whole, of their own codes; and captions of them, written as hot."""
-    options = changed(model.options, {"temperature": HOT, "text_temperature": HOT, "top_k": None, "top_p": None})
+    """Pictures drawn hot: how many grids are whole, of their own codes."""
+    options = changed(model.options, {"temperature": HOT, "top_k": None, "top_p": None})
     with drawing(n) as line:
         grids = model.draw(n, [asked[i % len(asked)] for i in range(n)], seed=SEED, options=options, progress=line.told)
     network, whole = model.network, 0

@@ -141,6 +141,8 @@ def test_it_goes_on_from_the_folder_and_needs_it_no_more(worded, folder, tmp_pat
         ({"attention_bias": True}, "biases"),
         ({"hidden_act": "gelu"}, "hidden_act gelu"),
         ({"head_dim": 16}, "heads of width 16"),
+        ({"head_dim": None, "num_attention_heads": 5}, "over 5 heads"),
+        ({"hidden_size": "wide"}, "width"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "of type llama3"),
         ({"num_hidden_layers": "many"}, "layers"),
         ({"num_hidden_layers": 3}, "model.layers.2"),

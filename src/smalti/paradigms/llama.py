@@ -107,9 +107,9 @@ def _unlike_llama(found: Mapping[str, Any]) -> str | None:
         return "biases"
     if found.get("hidden_act", "silu") != "silu":
         return f"hidden_act {found['hidden_act']}"
-    width, heads = found.get("hidden_size", 0), found.get("num_attention_heads", 0)
-    if (found.get("head_dim") or width // max(1, heads)) * heads != width:
-        return f"heads of width {found['head_dim']} whose sum is not the width {width}"
+    width, heads, head = (found.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim"))
+    if head and isinstance(heads, int) and head * heads != width:  # what is no number is told with its field
+        return f"{heads} heads of width {head}, whose sum is not the width {width}"
     kind = _rope(found).get("rope_type", _rope(found).get("type", "default"))
     return None if kind == "default" else f"rotary positions of type {kind}"
 
