@@ -175,8 +175,9 @@ class Interleaved(Paradigm):
         of_role = [config.given_weight, 1.0, config.text_weight, config.seen_weight]
         weight = hidden.new_tensor(of_role, dtype=torch.float32)[roles]
         whole, nats, hits = weight.new_zeros(()), torch.zeros_like(weight), torch.zeros_like(weight)
+        counts = weight > 0  # or choosing among all codes would be computed for nothing
         for turn, may in enumerate(self.turns(device)):
-            here = turns == turn
+            here = (turns == turn) & counts
             if len(may.ids) == 1 or not bool(here.any()):  # nothing to choose
                 continue
             logits, place = self.says(_even(hidden[here]), may), torch.searchsorted(may.ids, targets[here])
