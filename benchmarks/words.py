@@ -10,6 +10,8 @@ pictures of the training split:
   out. Who drew them says a classifier of artists.
 
 A near copy of a training drawing is nearer to one than twice the error that the tokenizer makes anyway.
+
+With `--card` the figures also go into the model's card.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from smalti.evaluation.alignment import hundreds, recall
 from smalti.evaluation.classifier import Classifier, judge
 from smalti.evaluation.drawings import near_copies, right_names
 from smalti.evaluation.scenes import SceneJudge, asked_of, right_answers, right_captions
-from smalti.model import Aligner, Generator, Reader, load
+from smalti.model import Aligner, Generator, Reader, load, write_card
 from smalti.sampling.files import drawing
 from smalti.tokenizers.vocabulary import Codes
 from smalti.training.log import ProgressLine
@@ -190,12 +192,24 @@ def seconds(model: str) -> float:
         return median_seconds(lambda: subprocess.run(words, check=True, capture_output=True), 5)
 
 
+def of_card(found: dict[str, list[Row]], n: int) -> dict[str, float]:
+    """The figures as a card lists them: "scenes drawn: each thing at its place, real" -> 0.99."""
+    flat: dict[str, float] = {f"pictures of each figure, seed {SEED}": n}
+    for title, rows in found.items():
+        for row in rows:
+            what, *figures = row.items()
+            name = f"{what[1]}" if isinstance(what[1], str) else f"{what[0]} {what[1]}"
+            flat |= {f"{title}: {name}, {column}": figure for column, figure in figures}
+    return flat
+
+
 def main() -> None:
     """Draw, read, judge, print."""
     parser = arguments((__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="a run, a model folder, or the name of a model that comes with smalti")
     parser.add_argument("--judge", type=Path, required=True, help="a run of the recipe emoji-judge")
     parser.add_argument("--name", default="words", help="of the file of results")
+    parser.add_argument("--card", action="store_true", help="keep the figures in the model's card")
     options = parser.parse_args()
     n, many = (50, 100) if options.quick else (1000, 10_000)
     model, judges, test = load(options.model), Judges(options.judge), split("test")
@@ -220,9 +234,11 @@ def main() -> None:
             drawings_read(model, unseen, "never seen"),
         ]
         found["hot"] = [hot(model, captions + unseen.prompts, many)]
-    found["seconds"] = [{"from prompt to PNG, a fresh process": seconds(options.model)}]
+    found["seconds"] = [{"a fresh process": "from prompt to PNG", "seconds": seconds(options.model)}]
     for title, rows in found.items():
         table(f"{title}, {options.model}, n = {n}, seed {SEED}", rows)
+    if options.card and not options.quick:
+        write_card(options.model, of_card(found, n))
     write(
         options.name, __doc__ or "", options.quick, model=str(options.model), judge=trust, n=n, artists=ARTISTS, **found
     )

@@ -225,7 +225,11 @@ class _Training:
             _start_from(paradigm, recipe.init)
 
         def keep(average: Paradigm, progress: Progress) -> None:
-            figures = {"step": progress.step, "held-out loss": progress.best}
+            figures = {
+                "step": progress.step,
+                "held-out loss": progress.best,
+                "minutes of training": progress.seconds / 60,
+            }
             models.write(self.folder / "model", recipe, examples, average, figures, tokenizers)
 
         run = Run(
