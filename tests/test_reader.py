@@ -135,6 +135,25 @@ def test_it_carries_its_text_tokenizer(worded, tmp_path):
         load(folder)
 
 
+def test_another_tokenizer_would_mean_other_things_by_its_codes(worded, tiny, tmp_path):
+    folder = shutil.copytree(worded.run / "model", tmp_path / "model")
+    (carried,) = (path.parent for path in (folder / "tokenizers").glob("*/config.json"))
+    shutil.rmtree(carried)
+    other = runs.train(
+        read(worded.tokenizer / "recipe.json").changed(**{"training.steps": 2, "training.seed": 1}),
+        out=tmp_path / "other",
+        device="cpu",
+    )
+    shutil.copytree(other.folder / "model", carried)
+    with pytest.raises(UserError, match="is not the tokenizer that .* was trained with"):
+        load(folder)
+
+
+def test_a_generator_may_be_named_for_its_tokenizer(worded, tmp_path):
+    run = runs.train(words_recipe(worded.data, str(worded.run), steps=1), out=tmp_path / "run", device="cpu").folder
+    assert load(run, "cpu").tokenizer.sha256 == load(worded.run, "cpu").tokenizer.sha256
+
+
 def test_an_export_is_half_the_size_and_says_the_same(reader, worded, x, tmp_path):
     size = export(worded.run, tmp_path / "small", torch.bfloat16)
     assert size < 0.7 * sum(p.stat().st_size for p in (worded.run / "model").rglob("*") if p.is_file())
@@ -144,6 +163,10 @@ def test_an_export_is_half_the_size_and_says_the_same(reader, worded, x, tmp_pat
         assert torch.allclose(weight, reader.paradigm.model_state()[name], rtol=0.01, atol=1e-3), name
     with pytest.raises(UserError, match="already"):
         export(worded.run, tmp_path / "small", torch.bfloat16)
+    for inside in ("", "tokenizers/small"):
+        with pytest.raises(UserError, match=r"already|lies inside the model"):
+            export(tmp_path / "small", tmp_path / "small" / inside, torch.bfloat16)
+    assert load(tmp_path / "small", "cpu").caption(x) == reader.caption(x)
 
 
 def test_a_whole_export_is_the_same_to_the_bit(reader, worded, tmp_path):
@@ -255,6 +278,19 @@ def test_captions_and_answers_from_the_command_line(smalti, worded):
     assert len(told.out.splitlines()) == 1
 
 
+def test_after_two_dashes_there_are_no_options(smalti, worded, tmp_path):
+    told = smalti("sample", worded.run, "--n", 1, "--out", tmp_path, "--", "--lying waves")
+    assert told.status == 0, told.err
+    (path,) = tmp_path.iterdir()
+    assert read_text(path)["smalti:prompt"] == "--lying waves"
+
+
+def test_a_caption_is_a_line_whatever_it_says(smalti, worded, monkeypatch):
+    monkeypatch.setattr(Reader, "caption", lambda self, x, *_, **__: ["a\nb\x1b[2J c"] * len(x))
+    told = smalti("caption", worded.run, worded.data / "000.png")
+    assert told.out == f"{worded.data / '000.png'}  a b [2J c\n"
+
+
 def test_what_a_user_gets_wrong_is_one_line(smalti, worded, tiny, tmp_path):
     picture = worded.data / "000.png"
     for words, told in [
@@ -272,9 +308,11 @@ def test_what_a_user_gets_wrong_is_one_line(smalti, worded, tiny, tmp_path):
         (("caption", worded.run, picture, "--most-text", 0), "most_text"),
         (("caption", worded.run, picture, "--most-text", 10**9), "most_text"),
         (("sample", "emojy", "x"), "no run at emojy"),
+        (("sample", worded.run, "x", "--guidance", "1e308"), "guidance"),
         (("export", worded.run, "--out", tmp_path), "already"),
         (("export", worded.run, "--out", tmp_path / "e", "--dtype", "int4"), "bf16 or fp32"),
-        (("train", "emoji", "--data", tiny.data, "--out", tmp_path / "r"), "no captions"),
+        (("train", "emoji-text-dit", "--data", tiny.data, "--out", tmp_path / "r"), "no captions"),
+        (("train", "emoji", "--data", tiny.data, "--out", tmp_path / "r"), "goes on from runs/emoji-things, which is"),
     ]:
         answer = smalti(*words)
         assert answer.status == 2, words

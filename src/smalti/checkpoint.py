@@ -153,8 +153,10 @@ def export(path: str | Path, out: Path, dtype: torch.dtype) -> int:
     Raises UserError where there is no model, and where `out` is there already.
     """
     folder = model_folder(path)
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise UserError(f"{out} is there already; choose another --out")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{out} lies inside the model {folder}; choose another --out")
     config = read_config(folder)
     weights = read_weights(folder, config)
     cast = {name: each.to(dtype) if each.is_floating_point() else each for name, each in weights.items()}
@@ -162,11 +164,13 @@ def export(path: str | Path, out: Path, dtype: torch.dtype) -> int:
     with new_folder(out) as fresh:
         shutil.copytree(folder, fresh, dirs_exist_ok=True)
         (fresh / "model.safetensors").unlink()
-        _write_weights(fresh, config, cast)
         for tokenizer in carried:
             inside = fresh / tokenizer.relative_to(folder)
             shutil.rmtree(inside)
             export(tokenizer, inside, dtype)
+            if "tokenizers" in config:
+                config["tokenizers"][tokenizer.name] = read_config(inside)["weights_sha256"]
+        _write_weights(fresh, config, cast)
     return sum(each.stat().st_size for each in out.rglob("*") if each.is_file())
 
 

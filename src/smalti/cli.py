@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -44,6 +45,9 @@ class WithFields(TyperCommand):
         rest = list(args)
         while rest:
             word = rest.pop(0)
+            if word == "--":  # what follows are no options, whatever it begins with
+                words += [word, *rest]
+                break
             name, equals, value = word.partition("=")
             if not name.startswith("--") or name in own:
                 words.append(word)
@@ -576,7 +580,8 @@ def _print_told(told: Iterable[tuple[Path, str]], as_json: bool) -> None:
         _print_json({str(path): text for path, text in told})
         return
     for path, text in told:
-        print(f"{path}  {text}")
+        line = "".join(" " if unicodedata.category(each) == "Cc" else each for each in text)  # a model may say any byte
+        print(f"{path}  {line}")
 
 
 def _generating(model: Model, run: Path) -> Generator:

@@ -142,7 +142,7 @@ def _plain(value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         words = {"true": True, "false": False, "none": None}
         if value.lower() in words:
             return words[value.lower()]

@@ -68,6 +68,8 @@ class Recipe(Config):
                 raise ValueError(f"paradigm {self.paradigm.kind} needs a tokenizer: a recipe, or the path of a run")
             if self.paradigm.reads == "signals" and self.tokenizer is not None:
                 raise ValueError(f"paradigm {self.paradigm.kind} on pixels takes no tokenizer; leave it out")
+            if isinstance(self.tokenizer, Recipe):
+                self._check_tokenizer(self.tokenizer)
         per_rank, micro = self.training.batch, self.training.micro_batch
         if micro and per_rank % micro:
             raise ValueError(f"training.batch {per_rank} is not a multiple of training.micro_batch {micro}")
@@ -79,6 +81,18 @@ class Recipe(Config):
         if self.paradigm.whole_batch and per_rank < 2:
             raise ValueError(f"paradigm {self.paradigm.kind} compares examples: training.batch must be 2 or more")
         return self
+
+    def _check_tokenizer(self, tokenizer: Recipe) -> None:
+        """What would only come to light when the tokenizer has been trained."""
+        bottleneck = getattr(tokenizer.model, "bottleneck", None)
+        if self.paradigm.reads == "codes" and bottleneck is not None and bottleneck.kind == "kl":
+            raise ValueError(
+                f"paradigm {self.paradigm.kind} reads codes, and tokenizer.model.bottleneck kl has none: choose another"
+            )
+        for name in ("shape", "channels"):
+            ours, theirs = getattr(self.data, name), getattr(tokenizer.data, name)
+            if None not in (ours, theirs) and ours != theirs:
+                raise ValueError(f"data.{name} {ours} and tokenizer.data.{name} {theirs} differ: set both alike")
 
     @property
     def generates(self) -> bool:

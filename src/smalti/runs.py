@@ -73,6 +73,9 @@ def train(
         chosen = on_source(recipe, data) if data else recipe
     if changes:
         chosen = override(chosen, changes)
+    if init is None and chosen.init and not Path(chosen.init).exists():
+        raise UserError(f"{chosen.name} goes on from {chosen.init}, which is not there: train that first, or name --init")
+    init = init or chosen.init
     if init is not None:
         chosen = _starting_from(chosen, Path(init))
     folder = Path(out) if out is not None else Path("runs") / chosen.name
@@ -241,7 +244,7 @@ class _Training:
         """The tokenizer's model folder, trained first when the recipe holds one; None when that was interrupted."""
         tokenizer = self.recipe.tokenizer
         if isinstance(tokenizer, str):
-            return model_folder(tokenizer)
+            return models.tokenizer_folder(tokenizer)
         assert tokenizer is not None
         folder = self.folder / "tokenizer"
         with self._timed("tokenizer"):
@@ -380,9 +383,9 @@ def _starting_from(recipe: Recipe, init: Path) -> Recipe:
         paradigm = recipe.paradigm.model_copy(update={"pieces": llama.text.size})
         update = {"model": llama.config, "paradigm": paradigm, "init": str(init.resolve())}
         return recipe.model_copy(update=update)
-    carried = sorted((model_folder(init) / "tokenizers").glob("*/config.json"))
-    if carried and isinstance(recipe.tokenizer, Recipe):
-        recipe = recipe.model_copy(update={"tokenizer": str(carried[0].parent.resolve())})
+    carried = models.tokenizer_folder(init)
+    if carried != model_folder(init) and isinstance(recipe.tokenizer, Recipe):
+        recipe = recipe.model_copy(update={"tokenizer": str(carried.resolve())})
     return recipe.model_copy(update={"init": str(init.resolve())})
 
 

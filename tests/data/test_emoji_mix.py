@@ -61,6 +61,13 @@ def test_every_example_is_a_scene_or_a_drawing_as_a_whole():
     assert drawings == set(range(N))
 
 
+def test_the_share_of_scenes_is_as_asked():
+    source = EmojiMix(Plain(), mix().drawings, np.arange(N), DETAILS, share=0.9)
+    scenes = sum(source.name_of(i).startswith("scenes") for i in range(len(source)))
+    assert scenes / len(source) == pytest.approx(0.9, abs=0.03)
+    assert source.fingerprint != mix().fingerprint
+
+
 def test_the_fingerprint_knows_pictures_and_words():
     other = [Detail(f"emoji/{i}", ("another", "word"), i % 3, str(i)) for i in range(N)]
     assert mix().fingerprint == mix().fingerprint

@@ -65,6 +65,15 @@ def test_every_thing_is_seen_with_most_others_and_by_two_artists():
     assert 0.06 < drawings / len(THINGS) / len(ARTISTS) < 0.1
 
 
+def test_to_learn_names_from_there_is_one_thing_each_and_every_drawing_for_training(training):
+    things = scenes("things", 3000)
+    assert {len(scene.things) for scene in things} == {1}
+    drawn = {(scene.things[0], scene.artists[0]) for scene in things}
+    known = {pair for scene in training for pair in zip(scene.things, scene.artists, strict=True)}
+    assert drawn <= known
+    assert len(drawn) > 0.95 * len(known)
+
+
 def test_all_kinds_of_scenes_come_up(training):
     assert min(Counter(scene.ground for scene in training).values()) > 0.8 * MANY / len(GROUNDS)
     assert min(Counter(len(scene.things) for scene in training).values()) > 0.1 * MANY

@@ -152,6 +152,19 @@ def test_the_loss_is_that_of_each_sequence_alone_with_other_kinds_masked(row, se
         assert totals.means()[name] == pytest.approx(value, rel=1e-4), name
 
 
+def test_the_likelihood_is_that_of_the_codes_after_their_prompt_and_of_nothing_else():
+    model, batch = made(drawing=1.0, text_alone=0.0, text_dropout=0.0), batch_of(16)
+    nats = -model.log_likelihood(batch.x, batch.texts)
+    with torch.no_grad():
+        assert nats.mean().item() / CODE_SPEC.length == pytest.approx(naive(model, batch)["nats_a_code"], rel=1e-4)
+    alone = torch.cat([-model.log_likelihood(batch.x[i : i + 1], batch.texts[i : i + 1]) for i in range(16)])
+    torch.testing.assert_close(nats, alone, rtol=1e-5, atol=1e-5)
+    assert (nats - -model.log_likelihood(batch.x)).abs().min() > 1e-3  # after no prompt it is another
+    assert model.log_likelihood(batch.x[:0]).shape == (0,)
+    with pytest.raises(UserError):
+        model.log_likelihood(batch.x + CODE_SPEC.size, batch.texts)
+
+
 def test_an_example_has_no_gradient_from_its_neighbours():
     model = made(row=256).train()
     batch = batch_of(8)

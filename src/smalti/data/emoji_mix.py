@@ -14,6 +14,7 @@ from smalti.data.order import draws
 from smalti.data.scenes import Scenes, read_scenes
 
 SCENES = 0.6  # of all examples
+THINGS = 0.9  # the same where all scenes hold one thing
 VALIDATION = 0.05  # of the pairs of concept and artist that are not for the test, those held out to choose a model by
 _SEED = 7
 
@@ -21,18 +22,25 @@ _SEED = 7
 class EmojiMix(Source):
     """Example i is scene i, or a drawing, as chance has it: a pure function of i.
 
-    `scenes` are those of this split, `drawings` uint8 (N, 3, H, W) its single drawings, with what is known of each in
-    `details` and its place in PAIR_GROUPS in `groups` int64 (N,).
+    `share` of the examples are scenes. `scenes` are those of this split, `drawings` uint8 (N, 3, H, W) its single
+    drawings, with what is known of each in `details` and its place in PAIR_GROUPS in `groups` int64 (N,).
     """
 
     made = True
     has_text = True
 
-    def __init__(self, scenes: Scenes, drawings: np.ndarray, groups: np.ndarray, details: Sequence[Detail]) -> None:
-        self.name = "emoji-mix"
+    def __init__(
+        self,
+        scenes: Scenes,
+        drawings: np.ndarray,
+        groups: np.ndarray,
+        details: Sequence[Detail],
+        share: float = SCENES,
+    ) -> None:
+        self.name, self.share = "emoji-mix", share
         self.signal, self.labels = scenes.signal, ()
         self.scenes, self.drawings, self.details, self._groups = scenes, drawings, details, groups
-        told = repr((scenes.fingerprint, SCENES, _SEED, groups.tolist(), details))
+        told = repr((scenes.fingerprint, share, _SEED, groups.tolist(), details))
         digest = hashlib.sha256(told.encode())
         digest.update(np.ascontiguousarray(drawings).data)
         for detail in details[:8]:  # how they are worded, too
@@ -68,16 +76,20 @@ class EmojiMix(Source):
     def _drawing(self, i: int) -> int | None:
         """Which drawing example i is; None for a scene."""
         which, at = draws(2, _SEED, i)
-        return None if which < SCENES else int(at * len(self.details))
+        return None if which < self.share else int(at * len(self.details))
 
 
-def read_mix(contents: Mapping[str, bytes]) -> dict[str, EmojiMix]:
-    """The emoji set's files -> the splits of the mix: test are scenes with unseen pairs, and unseen drawings."""
-    scenes = read_scenes(contents, test="unseen-pairs")
+def read_mix(contents: Mapping[str, bytes], things: bool = False) -> dict[str, EmojiMix]:
+    """The emoji set's files -> the splits of the mix: test are scenes with unseen pairs, and unseen drawings.
+
+    `things`: scenes for training hold one thing each, and there are few drawings.
+    """
+    scenes = read_scenes(contents, test="unseen-pairs", train="things" if things else "train")
     pixels, groups, details = read_pairs(contents)
     found = np.array([part_of_pair(detail.kind, detail.artist, VALIDATION) for detail in details])
     mix = {}
     for split, of_scenes in scenes.items():
         chosen = np.flatnonzero(found == split)
-        mix[split] = EmojiMix(of_scenes, pixels[chosen], groups[chosen], [details[i] for i in chosen])
+        share = THINGS if things and split == "train" else SCENES
+        mix[split] = EmojiMix(of_scenes, pixels[chosen], groups[chosen], [details[i] for i in chosen], share)
     return mix

@@ -235,12 +235,14 @@ def _from_metadata(root: Path, part: Path, file: Path) -> dict[str, tuple[str | 
         name = row.get("file_name")
         if not isinstance(name, str) or not name:
             raise UserError(f"{file}, line {line}: no file_name")
+        if "\0" in name or not _is_unicode(name):
+            raise UserError(f"{file}, line {line}: {name!a} is no name that a file can have")
         path = Path(os.path.normpath(part / name))
         if not path.is_relative_to(root):
             raise UserError(f"{file}, line {line}: {name} lies outside {root}")
         label, text = row.get("label"), row.get("text")
         label = None if label is None or label == "" else str(label)
-        texts = tuple(str(t) for t in (text if isinstance(text, list) else [text]) if t not in (None, ""))
+        texts = _texts(text, f"{file}, line {line}")
         key = path.relative_to(root).as_posix()
         if key in listed:  # a picture with several texts may stand on several lines
             before, texts_before = listed[key]
@@ -251,6 +253,24 @@ def _from_metadata(root: Path, part: Path, file: Path) -> dict[str, tuple[str | 
     if not listed:
         raise UserError(f"{file}: it lists no pictures")
     return listed
+
+
+def _texts(told: object, where: str) -> tuple[str, ...]:
+    """A caption, or a list of them, without those that are empty. Numbers are texts too. Raises UserError on others."""
+    texts = []
+    for text in told if isinstance(told, list) else [told]:
+        if text is None or (isinstance(text, str) and not text.strip()):
+            continue
+        if not isinstance(text, str | int | float):
+            raise UserError(f"{where}: a text is a string or a list of strings, not {type(text).__name__}")
+        if not _is_unicode(str(text)):
+            raise UserError(f"{where}: its text has half a character (\\ud800 … \\udfff), which is no proper Unicode")
+        texts.append(str(text))
+    return tuple(texts)
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= each <= "\udfff" for each in text)
 
 
 def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
@@ -264,11 +284,14 @@ def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
-                row = json.loads(line)
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise UserError(f"{file}, line {number}: no JSON that can be read: {error}") from None
                 if not isinstance(row, dict):
                     raise UserError(f"{file}, line {number}: not a JSON object")
                 yield number, row
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file}: {error}") from None
 
 

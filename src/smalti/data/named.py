@@ -253,6 +253,14 @@ NAMED_SETS: dict[str, NamedSet] = {
         labels=(),
         artists=(),
     ),
+    "emoji-things": replace(
+        _EMOJI,
+        of="emoji",
+        title="The same, but training's scenes hold one thing each, and nine of ten examples are scenes",
+        read=lambda contents: read_mix(contents, things=True),
+        labels=(),
+        artists=(),
+    ),
     "emoji-scenes": replace(
         _EMOJI,
         of="emoji",

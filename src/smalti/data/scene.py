@@ -40,8 +40,8 @@ LATTICE = 8
 UNSEEN = 0.15  # of all pairs of things
 
 # train, validation: only pairs and drawings for training. unseen-pairs: at least one pair that training never shows.
-# unseen-drawings: one such drawing, in pairs for training.
-Part = Literal["train", "validation", "unseen-pairs", "unseen-drawings"]
+# unseen-drawings: one such drawing, in pairs for training. things: single ones, to learn their names from.
+Part = Literal["train", "validation", "unseen-pairs", "unseen-drawings", "things"]
 
 _SEED = 5
 _NAMES = tuple(THINGS)
@@ -51,6 +51,7 @@ _HOW_MANY: dict[Part, tuple[int, ...]] = {
     "validation": (1, 1, 1, 1, 2, 2, 3, 4),
     "unseen-pairs": (2, 2, 2, 2, 3, 3, 4, 4),
     "unseen-drawings": (1, 2, 2, 2, 3, 3, 4, 4),
+    "things": (1,),
 }
 _SHAPES = {1: ((1, 1),), 2: ((1, 2), (2, 1)), 3: ((2, 2),), 4: ((2, 2),)}  # rows and columns
 _MOST_NUMBERS = 32  # that one scene takes

@@ -15,7 +15,13 @@ from smalti.data.scene import GROUNDS, SIDE, SIDES, Part, Scene, draw_scene
 from smalti.data.things import THINGS
 from smalti.data.wording import captions, questions
 
-LENGTHS: dict[Part, int] = {"train": 1_000_000, "validation": 2_000, "unseen-pairs": 2_000, "unseen-drawings": 2_000}
+LENGTHS: dict[Part, int] = {
+    "train": 1_000_000,
+    "validation": 2_000,
+    "unseen-pairs": 2_000,
+    "unseen-drawings": 2_000,
+    "things": 1_000_000,
+}
 _WORDING = 6  # the seed of which caption comes first
 _PLACES = {thing: place for place, thing in enumerate(THINGS)}
 
@@ -83,11 +89,11 @@ class Scenes(Source):
         return f"{self.name}/{self._part}/{i}"
 
 
-def read_scenes(contents: Mapping[str, bytes], test: Part) -> dict[str, Scenes]:
-    """The emoji set's files -> the splits of the scenes, with this part for the test."""
+def read_scenes(contents: Mapping[str, bytes], test: Part, train: Part = "train") -> dict[str, Scenes]:
+    """The emoji set's files -> the splits of the scenes, with these parts for the test and for training."""
     cutouts = Cutouts(contents)
     return {
-        "train": Scenes("train", cutouts),
+        "train": Scenes(train, cutouts),
         "validation": Scenes("validation", cutouts),
         "test": Scenes(test, cutouts),
     }

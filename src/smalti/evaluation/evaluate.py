@@ -299,6 +299,11 @@ def likelihood(generator: Generator, test: HeldOut, words: Source | None = None)
         return density(generator, test)
     if generator.reads != "codes":
         return {}
+    length = generator.tokenizer.network.codes.length
+    if words is not None and hasattr(generator.paradigm, "log_likelihood"):  # its loss is of other tasks, too
+        asked = first_texts(words, test.rows)
+        nats = -generator.log_likelihood(to_signal(test.pixels), asked).mean().item()
+        return {"nats_a_code": nats / length, "nats_a_picture": nats}
     codes = generator.inwards(to_signal(test.pixels))
     totals = Totals()
     for batch in in_order(Held(codes[None], test.labels, test.rows, words), 250):
@@ -307,7 +312,6 @@ def likelihood(generator: Generator, test: HeldOut, words: Source | None = None)
     means = totals.means()
     if "nats_a_code" not in means:
         return {}
-    length = generator.tokenizer.network.codes.length
     return {"nats_a_code": means["nats_a_code"], "nats_a_picture": means["nats_a_code"] * length}
 
 

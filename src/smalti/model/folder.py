@@ -64,8 +64,10 @@ def write(
 
     Where the recipe names the run of its tokenizer, which may be anywhere, the folder has that tokenizer's recipe.
     """
-    for carried in (tokenizers or {}).values():
-        settings = checkpoint.read_config(carried)["recipe"]
+    cutters = {}
+    for name, carried in (tokenizers or {}).items():
+        told = checkpoint.read_config(carried)
+        cutters[name], settings = told["weights_sha256"], told["recipe"]
         recipe = recipe.model_copy(update={"tokenizer": parse(settings, str(carried / "config.json"))})
     config = {
         "smalti": checkpoint.VERSION,
@@ -73,6 +75,7 @@ def write(
         "examples": examples.model_dump(mode="json"),
         "figures": dict(figures),
         "relies_on": paradigm.relies_on(),
+        "tokenizers": cutters,  # whose codes it was trained with
     }
     files = {} if paradigm.text is None else {TEXT_FILE: paradigm.text.json_text()}
     checkpoint.write_model(folder, config, paradigm.model_state(), card(recipe, examples, figures), tokenizers, files)
@@ -112,7 +115,8 @@ def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator | Alig
     if recipe.paradigm.makes == "aligner":
         model = Aligner(recipe, examples, paradigm, place)
     elif recipe.generates:
-        tokenizer = None if recipe.paradigm.reads == "signals" else _carried_tokenizer(folder, device)
+        cutters = config.get("tokenizers", {})
+        tokenizer = None if recipe.paradigm.reads == "signals" else _carried_tokenizer(folder, device, cutters)
         kind = Reader if recipe.paradigm.kind == "interleaved" else Generator
         model = kind(recipe, examples, paradigm, place, tokenizer)
     else:
@@ -122,12 +126,27 @@ def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator | Alig
     return model
 
 
-def _carried_tokenizer(folder: Path, device: str) -> Tokenizer:
+def tokenizer_folder(path: str | Path) -> Path:
+    """The model folder of a run's tokenizer: its own, or the one that a generator carries.
+
+    Raises UserError where there is none.
+    """
+    folder = checkpoint.model_folder(path)
     carried = sorted((folder / "tokenizers").glob("*/config.json"))
-    if not carried:
+    return carried[0].parent if carried else folder
+
+
+def _carried_tokenizer(folder: Path, device: str, trained_with: Mapping[str, str]) -> Tokenizer:
+    """The tokenizer that a generator carries. Raises UserError where it is not the one it was trained with."""
+    carried = tokenizer_folder(folder)
+    tokenizer = None if carried == folder else load(carried, device)
+    if not isinstance(tokenizer, Tokenizer):
         raise UserError(f"{folder} is not whole: the generator's tokenizer is missing from {folder / 'tokenizers'}")
-    tokenizer = load(carried[0].parent, device)
-    assert isinstance(tokenizer, Tokenizer)
+    if trained_with.get(carried.name, tokenizer.sha256) != tokenizer.sha256:
+        raise UserError(
+            f"{carried} is not the tokenizer that {folder} was trained with: its codes mean other things; copy the"
+            " folder again"
+        )
     return tokenizer
 
 

@@ -22,7 +22,7 @@ class GuidanceConfig(Config):
     way (Kynkäänniemi et al. 2024, arXiv 2404.07724).
     """
 
-    guidance: float = Field(1.0, ge=0, description="s of u + s (c - u); 1 is none")
+    guidance: float = Field(1.0, ge=0, le=1000, description="s of u + s (c - u); 1 is none")
     guidance_ramp: Literal["none", "linear", "cosine"] = "none"
     guidance_from: float = Field(0.0, ge=0, le=1, description="share of the way before which there is none")
     guidance_until: float = Field(1.0, ge=0, le=1, description="share of the way after which there is none")

@@ -171,17 +171,12 @@ class Interleaved(Paradigm):
         config, device = self.config, self.head.weight.device
         told = [self._told(parts) for parts in self.sequences(batch)]
         told.sort(key=lambda each: -len(each[0]))  # so they fill rows best
-        hidden, targets, turns, roles = self._read([each[0] for each in told], [each[1] for each in told], device)
+        hidden, targets, turns, roles, _ = self._read([each[0] for each in told], [each[1] for each in told], device)
         of_role = [config.given_weight, 1.0, config.text_weight, config.seen_weight]
         weight = hidden.new_tensor(of_role, dtype=torch.float32)[roles]
         whole, nats, hits = weight.new_zeros(()), torch.zeros_like(weight), torch.zeros_like(weight)
-        counts = weight > 0  # or choosing among all codes would be computed for nothing
-        for turn, may in enumerate(self.turns(device)):
-            here = (turns == turn) & counts
-            if len(may.ids) == 1 or not bool(here.any()):  # nothing to choose
-                continue
-            logits, place = self.says(_even(hidden[here]), may), torch.searchsorted(may.ids, targets[here])
-            logits = logits[: len(place)]
+        # what counts nothing is left out, or choosing among all codes would be computed in vain
+        for here, logits, place in self._choices(hidden, targets, turns, weight > 0):
             with full_precision(device):
                 cost = F.cross_entropy(logits, place, reduction="none")
                 whole = whole + (cost * weight[here]).sum()
@@ -192,6 +187,43 @@ class Interleaved(Paradigm):
             terms.append(Term(f"nats_a_{name}", nats[asked].sum(), int(asked.sum()), 0.0))
             terms.append(Term(f"accuracy_{name}", hits[asked].sum(), int(asked.sum()), 0.0))
         return Loss(terms)
+
+    def _choices(
+        self, hidden: Tensor, targets: Tensor, turns: Tensor, wanted: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Of the tokens `wanted`, bool (n,), those of each turn that leaves a choice: which they are, bool (n,), the
+        logits of what may stand there, and the place of the token among them."""
+        for turn, may in enumerate(self.turns(hidden.device)):
+            here = (turns == turn) & wanted
+            if len(may.ids) > 1 and bool(here.any()):
+                place = torch.searchsorted(may.ids, targets[here])
+                yield here, self.says(_even(hidden[here]), may)[: len(place)], place
+
+    @torch.no_grad()
+    def log_likelihood(
+        self, x: Tensor, condition: Sequence[str] | None = None, seed: int = 0, steps: int | None = None, first: int = 0
+    ) -> Tensor:
+        """The log probability of codes (n, Q, *grid) after a prompt each ("" for none), in nats: float64 (n,), exact.
+
+        Nothing is drawn here, and there are no steps. Raises UserError on codes that do not exist.
+        """
+        device = self.head.weight.device
+        known_codes(self.codes, x, torch.ones_like(x, dtype=torch.bool), len(x), device)
+        told = []
+        for codes, prompt in zip(x.cpu(), condition or [""] * len(x), strict=True):
+            asked = self.cut(prompt) if prompt else NOBODY
+            told.append(self._told([(asked, False), (Special("draw"), False), (Codes("image", codes), True)]))
+        order = sorted(range(len(told)), key=lambda i: -len(told[i][0]))
+        nats = torch.zeros(len(told), dtype=torch.float64, device=device)
+        if not told:
+            return nats
+        sequences, roles = zip(*(told[i] for i in order), strict=True)
+        hidden, targets, turns, role, example = self._read(sequences, roles, device)
+        for here, logits, place in self._choices(hidden, targets, turns, role == CODE):
+            check_finite(logits)
+            log_p = logits.double().log_softmax(-1).gather(1, place[:, None])[:, 0]
+            nats.index_add_(0, example[here], log_p)
+        return nats[torch.tensor(order, device=device).argsort()]
 
     def sequences(self, batch: Batch) -> list[list[Asked]]:
         """For each example its parts, and which of them the model is asked for; drawn from (seed, step, row)."""
@@ -255,9 +287,9 @@ class Interleaved(Paradigm):
 
     def _read(
         self, sequences: Sequence[Tensor], roles: Sequence[Tensor], device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Sequences packed in rows and read: for every token but the first of each, what the network says before it
-        (n, width), the token (n,), its turn (n,) and its role (n,)."""
+        (n, width), the token (n,), its turn (n,), its role (n,) and which sequence it is of (n,)."""
         end = self.vocabulary.id_of("padding")
         every = pad_sequence(list(sequences), batch_first=True, padding_value=end)
         states = self.grammar.states(every)
@@ -278,7 +310,8 @@ class Interleaved(Paradigm):
         flat = (rows * row + places).to(device)
         told = hidden.flatten(0, 1).index_select(0, flat)
         turns = self.grammar.turn_of[states[example, place]]
-        return told, every[example, place].to(device), turns.to(device), role[example, place].to(device)
+        of_each = (every[example, place], turns, role[example, place], example)
+        return told, *(each.to(device) for each in of_each)  # type: ignore[return-value]
 
     def grammar_on(self, device: torch.device) -> Grammar:
         """The grammar where sequences are written; in training it reads on the processor."""

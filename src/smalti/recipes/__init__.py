@@ -19,7 +19,14 @@ from smalti.recipes.emoji import (
     emoji_vae,
     emoji_vqgan,
 )
-from smalti.recipes.emoji_words import emoji, emoji_judge, emoji_mix_tokenizer, emoji_mix_vae, emoji_text_dit
+from smalti.recipes.emoji_words import (
+    emoji,
+    emoji_judge,
+    emoji_mix_tokenizer,
+    emoji_mix_vae,
+    emoji_text_dit,
+    emoji_things,
+)
 from smalti.recipes.fashion import (
     fashion,
     fashion_dit,
@@ -62,6 +69,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "emoji-dit": emoji_dit,
     "emoji-mix-tokenizer": emoji_mix_tokenizer,
     "emoji-mix-vae": emoji_mix_vae,
+    "emoji-things": emoji_things,
     "emoji": emoji,
     "emoji-text-dit": emoji_text_dit,
     "emoji-judge": emoji_judge,
