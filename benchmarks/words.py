@@ -43,7 +43,6 @@ from smalti.evaluation.drawings import near_copies, right_names
 from smalti.evaluation.scenes import SceneJudge, asked_of, right_answers, right_captions
 from smalti.model import Aligner, Generator, Reader, load, write_card
 from smalti.sampling.files import drawing
-from smalti.tokenizers.vocabulary import Codes
 from smalti.training.log import ProgressLine
 
 SEED = 0
@@ -178,11 +177,10 @@ def hot(model: Reader, asked: list[str], n: int) -> Row:
     options = changed(model.options, {"temperature": HOT, "top_k": None, "top_p": None})
     with drawing(n) as line:
         grids = model.draw(n, [asked[i % len(asked)] for i in range(n)], seed=SEED, options=options, progress=line.told)
-    network, whole = model.network, 0
-    for grid in grids:
-        parts = network.vocabulary.split(network.vocabulary.interleave([Codes("image", grid)]))
-        whole += len(parts) == 1 and isinstance(parts[0], Codes) and torch.equal(parts[0].codes, grid)
-    return {"at temperature": HOT, "pictures": n, "whole": whole}
+    spec = model.network.codes
+    assert grids.shape[1:] == (spec.codebooks, *spec.grid)
+    whole = ((grids >= 0) & (grids < spec.size)).flatten(1).all(1)
+    return {"at temperature": HOT, "pictures": n, "whole": int(whole.sum())}
 
 
 def seconds(model: str) -> float:

@@ -96,7 +96,7 @@ def failures(run: str) -> dict[str, Tensor]:
 def drawings(run: str) -> dict[str, Tensor]:
     """A row for each of some held-out single drawings: the real one, then what is drawn from its name and artist."""
     source = _mix("test")
-    chosen = range(0, len(source.details), len(source.details) // EACH)
+    chosen = range(0, len(source.details), max(1, len(source.details) // EACH))[:EACH]
     return _beside(run, [(prompts(source.details[i])[1], torch.from_numpy(source.drawings[i])) for i in chosen])
 
 

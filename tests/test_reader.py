@@ -17,6 +17,7 @@ from smalti.checkpoint import export
 from smalti.data.image import read_text
 from smalti.errors import UserError
 from smalti.model import Reader, load
+from smalti.paradigms.autoregressive import AutoregressiveOptions
 from smalti.recipe import read
 from smalti.sampling.files import read_fitted
 from smalti.tokenizers.vocabulary import Special
@@ -120,6 +121,24 @@ def test_what_does_not_fit_is_told(reader, said, task, why):
         reader.converse(said, task)
 
 
+def test_what_is_no_text_and_no_picture_is_told(reader, x):
+    for call, why in [
+        (lambda: reader.converse("hello"), "is a list of texts and pictures"),
+        (lambda: reader.converse(x), "is a list of texts and pictures"),
+        (lambda: reader.converse([5]), "not of int"),
+        (lambda: reader.converse([x.numpy()[0]]), "not of ndarray"),
+        (lambda: reader.converse(["a"], None), "not NoneType"),
+        (lambda: reader.ask(x, None), "a question is a text"),
+        (lambda: reader.ask(x, [5] * 4), "a question is a text"),
+        (lambda: reader.caption(x.numpy()), "not ndarray"),
+        (lambda: reader.caption([x[0]]), "not list"),
+        (lambda: reader.caption(x, options={"text_temperature": 1}), "not dict"),
+        (lambda: reader.sample(1, "x", options=AutoregressiveOptions()), "not AutoregressiveOptions"),
+    ]:
+        with pytest.raises(UserError, match=why):
+            call()
+
+
 # --- the model folder
 
 
@@ -145,7 +164,7 @@ def test_another_tokenizer_would_mean_other_things_by_its_codes(worded, tiny, tm
         device="cpu",
     )
     shutil.copytree(other.folder / "model", carried)
-    with pytest.raises(UserError, match="is not the tokenizer that .* was trained with"):
+    with pytest.raises(UserError, match=r"is not the tokenizer that .* was trained with"):
         load(folder)
 
 

@@ -74,7 +74,9 @@ def train(
     if changes:
         chosen = override(chosen, changes)
     if init is None and chosen.init and not Path(chosen.init).exists():
-        raise UserError(f"{chosen.name} goes on from {chosen.init}, which is not there: train that first, or name --init")
+        raise UserError(
+            f"{chosen.name} goes on from {chosen.init}, which is not there: train that first, or name --init"
+        )
     init = init or chosen.init
     if init is not None:
         chosen = _starting_from(chosen, Path(init))

@@ -153,7 +153,7 @@ class Generator(Model):
         for given in (known, mask):
             if given is not None and len(given) != n:
                 raise UserError(f"known examples and their mask are for {n} samples; got {len(given)}")
-        self._check_guidance(options)
+        self._check_options(options)
         asked = self.conditions(condition, n)
         for start in range(0, n, batch):
             rows = slice(start, min(n, start + batch))
@@ -184,7 +184,7 @@ class Generator(Model):
                 f"paradigm {self.recipe.paradigm.kind} has no noise to start from: `smalti complete` keeps a part"
                 " instead"
             )
-        self._check_guidance(options)
+        self._check_options(options)
         asked, parts = self.conditions(condition, len(x)), []
         if not len(x):
             return x
@@ -215,11 +215,17 @@ class Generator(Model):
             parts.append(self.paradigm.log_likelihood(self.inwards(x[rows]), some, seed, steps, first=start).cpu())  # type: ignore[operator]
         return torch.cat(parts)
 
-    def _check_guidance(self, options: Config | None) -> None:
-        """Guidance pulls towards a label or a text: without any it would do nothing, and nobody would know.
+    def _check_options(self, options: Config | None) -> None:
+        """Those of another paradigm would be read as if they were of this one.
 
-        That of the recipe was asked for by nobody who samples.
+        And guidance pulls towards a label or a text: without any it would do nothing, and nobody would know. That of
+        the recipe was asked for by nobody who samples.
         """
+        if options is not None and not isinstance(options, type(self.options)):
+            raise UserError(
+                f"options are {type(self.options).__name__} here, not {type(options).__name__}; change those of"
+                " model.options with smalti.config.changed"
+            )
         asked = getattr(options, "guidance", 1.0)
         if asked not in (None, 1, getattr(self.options, "guidance", 1.0)) and not (self.labels or self.words):
             raise UserError(f"guidance {asked:g} on a model that was trained without labels; leave it out")

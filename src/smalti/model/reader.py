@@ -46,6 +46,8 @@ class Reader(Generator):
 
         Raises UserError on an empty question and on another number of them.
         """
+        if not isinstance(question, str) and not _are_texts(question):
+            raise UserError("a question is a text; give one for all pictures, or a list of one each")
         questions = list(repeat(question, len(x))) if isinstance(question, str) else list(question)
         if len(questions) != len(x):
             raise UserError(f"{len(questions)} questions about {len(x)} pictures; give one for all, or one each")
@@ -67,7 +69,11 @@ class Reader(Generator):
         text is drawn if there is no picture yet and answered if there is, a picture is described. Raises UserError on
         a task that does not fit.
         """
+        if isinstance(said, str | Tensor):
+            raise UserError("a conversation is a list of texts and pictures (C, *space); put what was said into one")
         for task in tasks:
+            if not isinstance(task, str):
+                raise UserError(f"a task is one of {', '.join(TASKS)}, not {type(task).__name__}")
             if task not in TASKS:
                 raise UserError(f"{task!r} is no task; {nearest(task, TASKS)}")
         parts, pending, seen = self._parts(said)
@@ -79,6 +85,7 @@ class Reader(Generator):
                 raise UserError("to describe takes a picture before")
             if task == "draw":
                 parts += [*([] if pending else [Special("no_condition")]), Special("draw")]
+                self._check_options(options)
                 codes = self.network.draw_after(parts, seed + turn, cast("InterleavedOptions | None", options))
                 parts.append(Codes("image", codes))
                 given.append(self.outwards(codes[None])[0])
@@ -104,6 +111,10 @@ class Reader(Generator):
                 parts.append(self.network.cut(each))
                 pending = not (pending and seen)
             else:
+                if not isinstance(each, Tensor):
+                    raise UserError(
+                        f"a conversation is of texts and pictures (C, *space), not of {type(each).__name__}"
+                    )
                 if pending:
                     parts.append(Special("draw"))
                 parts += self._codes(each[None])
@@ -121,7 +132,12 @@ class Reader(Generator):
         first: int = 0,
         progress: Progress = untold,
     ) -> list[str]:
+        self._check_options(options)
         return self.network.write(begun, seed, cast("InterleavedOptions | None", options), first, progress)
+
+
+def _are_texts(told: object) -> bool:
+    return isinstance(told, Sequence) and all(isinstance(each, str) for each in told)
 
 
 def _fitting(pending: bool, seen: bool) -> Task:

@@ -101,6 +101,8 @@ class Tokenizer(Model):
         return first
 
     def _inwards(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise UserError(f"signals are a float tensor (B, C, *space) in [-1, 1], not {type(x).__name__}")
         return self._in_parts(function, x, self.network.stride, 1, self.network.encoder.margin)
 
     def _outwards(self, function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:

@@ -311,7 +311,7 @@ class Interleaved(Paradigm):
         told = hidden.flatten(0, 1).index_select(0, flat)
         turns = self.grammar.turn_of[states[example, place]]
         of_each = (every[example, place], turns, role[example, place], example)
-        return told, *(each.to(device) for each in of_each)  # type: ignore[return-value]
+        return told, *(each.to(device) for each in of_each)
 
     def grammar_on(self, device: torch.device) -> Grammar:
         """The grammar where sequences are written; in training it reads on the processor."""
