@@ -368,7 +368,7 @@ def caption(
     from smalti.sampling.reading import caption_files
 
     reader = _reader(run, device)
-    _print_told(caption_files(reader, files, seed, _options(reader, context.obj)), as_json)
+    _print_told(caption_files(reader, files, seed, _text_options(reader, context.obj)), as_json)
 
 
 @app.command(cls=WithFields)
@@ -392,7 +392,7 @@ def ask(
         raise UserError(f"{question} is a file, and the question is missing; it comes last, in quotes")
     reader = _reader(run, device)
     _tell_if_cut(reader, question, "question")
-    _print_told(ask_files(reader, files, question, seed, _options(reader, context.obj)), as_json)
+    _print_told(ask_files(reader, files, question, seed, _text_options(reader, context.obj)), as_json)
 
 
 @app.command(cls=WithFields)
@@ -608,6 +608,15 @@ def _options(generator: Generator, fields: dict[str, str]) -> Config:
     from smalti.config import changed
 
     return changed(generator.options, fields)
+
+
+def _text_options(reader: Reader, fields: dict[str, str]) -> Config:
+    """The same where text is written; those of pictures would do nothing. Raises UserError on them."""
+    options = _options(reader, fields)
+    for name in fields:
+        if "text" not in name:
+            raise UserError(f"--{name} is of pictures that are drawn, and here text is written: try --text-temperature")
+    return options
 
 
 def _print_json(value: Any) -> None:

@@ -209,7 +209,9 @@ class _Training:
         def held_out() -> Iterator[Batch]:
             return in_order(held, self._rows_at_once(), self.ranks.rank, self.ranks.count)
 
-        return self._fit(examples, batches, held_out, identity, {tokenizer.recipe.name: tokenizer_folder}, text)
+        vectors = tokenizer.network.code_vectors().cpu() if reads == "codes" else None
+        tokenizers = {tokenizer.recipe.name: tokenizer_folder}
+        return self._fit(examples, batches, held_out, identity, tokenizers, text, vectors)
 
     def _fit(
         self,
@@ -219,6 +221,7 @@ class _Training:
         identity: Mapping[str, str],
         tokenizers: Mapping[str, Path],
         text: TextTokenizer | None = None,
+        code_vectors: Tensor | None = None,
     ) -> Progress:
         recipe = self.recipe
         torch.manual_seed(recipe.training.seed)
@@ -226,6 +229,8 @@ class _Training:
         identity = {**identity, **paradigm.relies_on()}
         if text is not None:
             identity["the text tokenizer"] = text.sha256
+        if code_vectors is not None:
+            paradigm.know_codes(code_vectors)
         if recipe.init and not (self.folder / "state" / "latest").exists():
             _start_from(paradigm, recipe.init)
 

@@ -344,3 +344,25 @@ def test_what_is_written_hangs_on_its_own_beginning_and_number_alone():
     together = model.write(begun, 7, options)
     assert together == [model.write([each], 7, options, first=i)[0] for i, each in enumerate(begun)]
     assert together[0] != model.write(begun[:1], 7, options, first=1)[0]
+
+
+def test_codes_that_look_alike_begin_alike():
+    """Products of random Fourier features are a Gaussian of the distance (Rahimi & Recht 2007)."""
+    torch.manual_seed(0)
+    spec = CodeSpec(codebooks=2, grid=(2, 3), size=512)
+    network = TransformerConfig(layers=1, width=2048, heads=2, dropout=0.0)
+    model = InterleavedConfig().build(network, Examples(signal=EXAMPLES.signal, codes=spec, text=EXAMPLES.text), 10)
+    before = model.token.weight.detach().clone()
+    books = torch.randn(2, 512, 4, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 5.0, 0.1, 0.0]) + 3
+    model.know_codes(books)
+    for number, book in enumerate(books):
+        ids = model.vocabulary.ranges[f"image_{number}"]
+        standard = (book - book.mean(0)) / book.std(0, correction=0).clamp_min(1e-6)
+        wanted = torch.exp(-(torch.cdist(standard, standard) ** 2) / 4)
+        for table in (model.token, model.head):
+            rows = F.normalize(table.weight[ids.start : ids.stop].detach(), dim=1)
+            assert (1.09 * rows @ rows.T - wanted).fill_diagonal_(0).abs().mean() < 0.03
+            assert rows.std() > 0 and table.weight[ids.start : ids.stop].std().item() == pytest.approx(0.02, rel=0.01)
+            assert torch.equal(model.token.weight[: ids.start], before[: ids.start]) or number
+    text = model.vocabulary.ranges["text"]
+    assert torch.equal(model.token.weight[text.start : text.stop], before[text.start : text.stop])

@@ -223,6 +223,18 @@ def test_other_sizes_than_the_trained_one(name, dimensions, waves):
 
 
 @with_codes
+def test_the_vector_of_a_code_is_what_the_decoder_is_given_for_it(name):
+    tokenizer = made(name, 2).eval()
+    vectors, books = tokenizer.code_vectors(), tokenizer.bottleneck.codebooks
+    assert vectors.shape == (books, tokenizer.bottleneck.size, tokenizer.bottleneck.out_width)
+    for book, code in ((0, 0), (books - 1, 3)):
+        codes = torch.zeros(1, books, 4, 4).long()
+        codes[:, book] = code
+        laid = vectors[book, code].view(1, -1, 1, 1).expand(-1, -1, 4, 4)
+        torch.testing.assert_close(tokenizer.decode(codes), tokenizer.decode_latents(laid))
+
+
+@with_codes
 @dimensions
 @training
 def test_looking_codes_up_gives_the_quantized_vectors(name, dimensions, training, waves):

@@ -148,6 +148,9 @@ class Generator(Model):
     ) -> Iterator[Tensor]:
         """Batch by batch what `draw` gives; `ways` takes the trajectory of each."""
         batch = self.at_once if batch is None else batch
+        for what, number in (("n", n), ("seed", seed), ("batch", batch), ("first", first)):
+            if not isinstance(number, int):
+                raise UserError(f"{what} is a whole number, not {number!r}")
         if n < 0 or batch < 1:
             raise UserError(f"cannot draw {n} samples; ask for 1 or more")
         for given in (known, mask):
@@ -238,11 +241,13 @@ class Generator(Model):
         if condition is None or not self.words:
             return self.label_ids(condition, n)
         if isinstance(condition, str):
-            return [condition] * n
+            condition = [condition] * n
         prompts: list[str] = []
         for each in condition if isinstance(condition, Sequence) else [condition]:
             if not isinstance(each, str | None):
                 raise UserError("this model draws what a text says: give a prompt, or one for each sample")
+            if each and not each.strip():
+                raise UserError("the prompt is blank; say what to draw, or give none to leave it open")
             prompts.append(each or "")
         if len(prompts) != n:
             raise UserError(f"{len(prompts)} prompts for {n} samples; give one for all, or one each")

@@ -100,6 +100,9 @@ class Paradigm(nn.Module, ABC):
     def initialise(self, latents: Tensor) -> None:
         """Set that state, once, before the first step."""
 
+    def know_codes(self, vectors: Tensor) -> None:
+        """Begin from what a tokenizer's codes stand for, (codebooks, size, width), before the first step."""
+
     def after_step(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
         """Move state by the merged statistics of one whole step; gives back figures to log."""
         return {}

@@ -13,6 +13,7 @@ grammar of the vocabulary allows in its place, in training as in sampling.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -140,6 +141,23 @@ class Interleaved(Paradigm):
 
     def players(self) -> dict[str, nn.Module]:
         return {"network": self}
+
+    @torch.no_grad()
+    def know_codes(self, vectors: Tensor) -> None:
+        """Let codes begin as alike as their vectors are, (codebooks, size, width); else each is learnt by itself.
+
+        An edge of a thing is another code on every ground, and what is learnt of one then serves the others. The
+        embeddings are random Fourier features (Rahimi & Recht 2007), whose products fall like a Gaussian of the
+        distance, and some noise that tells equal vectors apart.
+        """
+        for number, book in enumerate(vectors):
+            ids, width = self.vocabulary.ranges[f"image_{number}"], self.token.embedding_dim
+            standard = (book - book.mean(0)) / book.std(0, correction=0).clamp_min(1e-6)
+            waves = torch.randn(book.shape[1], width) * (2 / book.shape[1]) ** 0.5
+            features = 2**0.5 * torch.cos(standard @ waves + 2 * math.pi * torch.rand(width))
+            features = features + 0.3 * torch.randn_like(features)
+            for table in (self.token, self.head):
+                table.weight[ids.start : ids.stop] = 0.02 * features / features.std()
 
     @torch.no_grad()
     def grow(self, llama: Llama) -> None:

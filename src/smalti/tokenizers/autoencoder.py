@@ -99,6 +99,15 @@ class Autoencoder(nn.Module):
         vectors = self.bottleneck.lookup(codes.long().flatten(2).movedim(1, -1))
         return self.decode_latents(to_grid(vectors, codes.shape[2:]))
 
+    def code_vectors(self) -> Tensor:
+        """What the decoder is given for every code, (codebooks, size, out_width): each beside codes 0 of the others."""
+        self._needs_codes()
+        books, size = self.bottleneck.codebooks, self.bottleneck.size
+        every = torch.zeros(books, size, books, dtype=torch.long, device=next(self.parameters()).device)
+        for book in range(books):
+            every[book, :, book] = torch.arange(size)
+        return self.bottleneck.lookup(every)
+
     def latents(self, x: Tensor) -> Tensor:
         """x (B, C, *space) -> the continuous latent that `decode_latents` lays again, (B, out_width, *grid).
 
