@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -106,11 +107,11 @@ def test_what_is_asked_for_is_what_the_model_should_say():
 def test_roles_are_those_of_what_is_asked_for():
     model = made()
     picture = Codes("image", torch.zeros(2, 2, 3, dtype=torch.int64))
-    tokens, roles = model._told([(Text((1, 2)), False), (Special("draw"), False), (picture, True)])
-    assert roles.tolist() == [GIVEN] * 5 + [GIVEN] + [CODE] * 12 + [GIVEN] * 2
-    assert len(tokens) == len(roles)
-    _, roles = model._told([(picture, False), (Special("describe"), False), (Text((1, 2)), True)])
-    assert roles.tolist() == [GIVEN, *([SEEN] * 12), GIVEN, GIVEN, GIVEN, PIECE, PIECE, PIECE, GIVEN]
+    told = model._told([(Text((1, 2)), False), (Special("draw"), False), (picture, True)])
+    assert told.roles.tolist() == [GIVEN] * 5 + [GIVEN] + [CODE] * 12 + [GIVEN] * 2
+    assert len(told.tokens) == len(told.roles) and not told.wholes.any()
+    told = model._told([(picture, False), (Special("describe"), False), (Text((1, 2)), True)])
+    assert told.roles.tolist() == [GIVEN, *([SEEN] * 12), GIVEN, GIVEN, GIVEN, PIECE, PIECE, PIECE, GIVEN]
 
 
 # --- the loss
@@ -120,11 +121,17 @@ def naive(model: Interleaved, batch: Batch) -> dict[str, float]:
     """The loss one sequence after the other, all logits masked by what the grammar allows."""
     config, sums = model.config, {"loss": 0.0, "code": 0.0, "piece": 0.0, "codes": 0, "pieces": 0}
     for parts in model.sequences(batch):
-        tokens, roles = model._told(parts)
+        told = model._told(parts)
+        tokens, roles = told.tokens, told.roles
         allowed = model.grammar.allowed[model.grammar.turns(tokens[None])[0]]
         states = model.grammar.states(tokens[None])
         x = model.token(tokens[None, :-1]) + model.next(states[:, 1:])
-        hidden = model.network(x, model.grammar.positions(tokens[None])[:, :-1])
+        order = torch.arange(len(tokens) - 1)
+        attend = order[:, None] >= order
+        for number in told.wholes.unique().tolist():
+            places = (told.wholes[:-1] == number).nonzero().flatten() if number else order[:0]
+            attend[places[:, None], places] = True
+        hidden = model.network(x, model.grammar.positions(tokens[None])[:, :-1], attend[None, None])
         logits = model.head(hidden)[0].masked_fill(~allowed[1:], -torch.inf)
         nats = F.cross_entropy(logits, tokens[1:], reduction="none").tolist()
         for cost, role in zip(nats, roles[1:].tolist(), strict=True):
@@ -140,10 +147,15 @@ def naive(model: Interleaved, batch: Batch) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize(("row", "seen"), [(8, 0.5), (64, 0.5), (300, 0.5), (64, 0.0)])
-def test_the_loss_is_that_of_each_sequence_alone_with_other_kinds_masked(row, seen):
+FULL = {"given": "full", "given_weight": 0.0, "seen_weight": 0.0}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"row": 8}, {"row": 64}, {"row": 300}, {"row": 64, "seen_weight": 0.0}, {"row": 8, **FULL}, FULL]
+)
+def test_the_loss_is_that_of_each_sequence_alone_with_other_kinds_masked(changes):
     """Packed in rows of any length: nothing leaks between examples, and no logit of another kind counts."""
-    model, batch = made(row=row, seen_weight=seen), batch_of(24)
+    model, batch = made(**changes), batch_of(24)
     totals = Totals()
     with torch.no_grad():
         totals.add(model.loss("network", batch, 3).terms)
@@ -168,13 +180,13 @@ def test_the_likelihood_is_that_of_the_codes_after_their_prompt_and_of_nothing_e
 def test_an_example_has_no_gradient_from_its_neighbours():
     model = made(row=256).train()
     batch = batch_of(8)
-    told = sorted((model._told(parts) for parts in model.sequences(batch)), key=lambda each: -len(each[0]))
+    told = sorted((model._told(parts) for parts in model.sequences(batch)), key=lambda each: -len(each.tokens))
     seen = []
     model.token.register_forward_hook(lambda module, given, out: (out.retain_grad(), seen.append((given[0], out)))[1])
-    hidden, targets, *_ = model._read([each[0] for each in told], [each[1] for each in told], torch.device("cpu"))
+    hidden, targets, *_ = model._read(told, torch.device("cpu"))
     # the states that say the tokens of the first sequence
-    first = len(told[0][0]) - 1
-    assert targets[:first].tolist() == told[0][0][1:].tolist()
+    first = len(told[0].tokens) - 1
+    assert targets[:first].tolist() == told[0].tokens[1:].tolist()
     (hidden[:first] * torch.randn_like(hidden[:first])).sum().backward()
     grad = seen[0][1].grad
     assert grad[0, :first].abs().sum(-1).min() > 0
@@ -366,3 +378,59 @@ def test_codes_that_look_alike_begin_alike():
             assert torch.equal(model.token.weight[: ids.start], before[: ids.start]) or number
     text = model.vocabulary.ranges["text"]
     assert torch.equal(model.token.weight[text.start : text.stop], before[text.start : text.stop])
+
+
+@pytest.mark.parametrize("changes", [{}, FULL])
+def test_what_is_written_one_token_a_step_is_what_the_whole_sequence_says(changes):
+    model = made(**changes, sampling=InterleavedOptions(temperature=0.0, most_text=5))
+    drawn = model.sample(len(WORDS), WORDS)
+    for word, x in zip(WORDS, drawn, strict=True):
+        picture = Codes("image", x)
+        begun = model._stacked([model._begun([picture, Special("describe")])])
+        with torch.no_grad():
+            (pieces,) = model._say(begun, 0, torch.zeros(1).long(), model.config.sampling)
+        for parts, role in (
+            ([(model.cut(word), False), (Special("draw"), False), (picture, True)], CODE),
+            ([(picture, False), (Special("describe"), False), (Text(tuple(pieces)), True)], PIECE),
+        ):
+            hidden, targets, turns, roles, _ = model._read([model._told(parts)], torch.device("cpu"))
+            for at in (roles == role).nonzero().flatten().tolist()[:4]:
+                may = model.turns(torch.device("cpu"))[int(turns[at])]
+                assert may.ids[model.says(hidden[at : at + 1], may).argmax()] == targets[at]
+
+
+def test_a_given_part_is_read_as_a_whole_and_what_is_asked_for_in_order():
+    model = made(**FULL)
+    picture = Codes("image", torch.zeros(2, 2, 3, dtype=torch.int64))
+    told = model._told([(Text((1, 2)), False), (Special("draw"), False), (picture, True), (Text((3,)), False)])
+    assert told.wholes.tolist() == [1] * 4 + [2] + [0] * 14 + [4] * 3 + [0]
+    begun = model._begun([Text((1, 2)), Special("draw"), picture, Text((3,)), Special("answer")])
+    assert begun[1].tolist() == [1] * 4 + [2] + [0] * 14 + [4] * 3 + [5]
+    assert begun[0].tolist()[:-1] == told.tokens.tolist()[:-1]
+    with pytest.raises(ValueError, match="cannot be guessed"):
+        InterleavedConfig(given="full")
+
+
+def test_hidden_codes_are_out_of_sight_and_only_in_training():
+    model = made(drawing=1.0, text_alone=0.0, code_dropout=1.0)
+    batch, spec = batch_of(64), CODE_SPEC
+    told = [model._told(parts) for parts in model.sequences(batch)]
+    assert not any(each.any() for each in model._hidden(batch, told))
+    hidden = model.train()._hidden(batch, told)
+    assert all(not (each & (one.roles != CODE)).any() for each, one in zip(hidden, told, strict=True))
+    shares = torch.stack([each.sum() / spec.length for each in hidden])
+    assert 0.4 < shares.mean() < 0.6 and shares.std() > 0.2  # a rate of each picture's own
+    halves = [model._hidden(batch_rows(batch, rows), told[rows]) for rows in (slice(0, 20), slice(20, 64))]
+    assert all(torch.equal(one, other) for one, other in zip(hidden, halves[0] + halves[1], strict=True))
+    # another code where none is seen changes nothing that is said
+    one = max(range(64), key=lambda i: int(hidden[i].sum()))
+    said = model.eval()._read([told[one]], torch.device("cpu"), [hidden[one]])[0]
+    at = int(hidden[one].nonzero()[0])
+    told[one].tokens[at] = model.vocabulary.ranges["image_0"].start + (
+        told[one].tokens[at] - model.vocabulary.ranges["image_0"].start + 1
+    ) % spec.size
+    assert torch.equal(said, model._read([told[one]], torch.device("cpu"), [hidden[one]])[0])
+
+
+def batch_rows(batch: Batch, rows: slice) -> Batch:
+    return dataclasses.replace(batch, rows=batch.rows[rows], x=batch.x[rows], texts=batch.texts[rows])

@@ -26,8 +26,16 @@ class Packed:
     @property
     def attend(self) -> Tensor:
         """What each place may look at, bool (B, 1, T, T): its own sequence up to itself; nothing for padding."""
-        own = self.examples.unsqueeze(2) == self.examples.unsqueeze(1)
-        return (own & (self.examples >= 0).unsqueeze(2)).tril().unsqueeze(1)
+        return self.own.tril().unsqueeze(1)
+
+    @property
+    def own(self) -> Tensor:
+        """Which places are of one sequence, bool (B, T, T); those of padding are of none."""
+        return (self.examples.unsqueeze(2) == self.examples.unsqueeze(1)) & (self.examples >= 0).unsqueeze(2)
+
+    def attend_with(self, wholes: Tensor) -> Tensor:
+        """`attend`, but what has one number in `wholes` (B, T), other than 0, is looked at from all of it."""
+        return self.attend | (self.own & whole(wholes)).unsqueeze(1)
 
     def lay(self, values: Sequence[Tensor], padding: float = 0) -> Tensor:
         """Something else of every sequence's tokens, such as weights or positions, in the same places.
@@ -35,6 +43,11 @@ class Packed:
         One tensor (length of the sequence, …) for each sequence -> (B, T, …).
         """
         return _laid(values, self.examples, self.positions, padding)
+
+
+def whole(numbers: Tensor) -> Tensor:
+    """Which places have the same number, but 0: (B, T) -> bool (B, T, T)."""
+    return (numbers.unsqueeze(2) == numbers.unsqueeze(1)) & (numbers > 0).unsqueeze(2)
 
 
 def pack(sequences: Sequence[Tensor], length: int, padding: int, multiple: int = 1) -> Packed:

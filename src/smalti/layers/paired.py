@@ -23,7 +23,7 @@ def paired_qkv(block: Block) -> Tensor:
     weight = block.qkv.weight.view(3, block.heads, block.head_width, -1)
     if block.query_key_norm is None:
         weight = weight * weight.new_tensor([block.head_width**-0.5, 1.0, 1.0]).view(3, 1, 1, 1)
-    return torch.cat([_paired(weight[:2], 2), weight[2:]])
+    return torch.cat([paired(weight[:2], 2), weight[2:]])
 
 
 def paired_norm(block: Block) -> Tensor | None:
@@ -33,9 +33,10 @@ def paired_norm(block: Block) -> Tensor | None:
     """
     if block.query_key_norm is None:
         return None
-    weight = _paired(block.query_key_norm.weight.squeeze(1), 1)
+    weight = paired(block.query_key_norm.weight.squeeze(1), 1)
     return weight * weight.new_tensor([[1.0], [block.head_width**0.5]])
 
 
-def _paired(x: Tensor, axis: int) -> Tensor:
+def paired(x: Tensor, axis: int) -> Tensor:
+    """The two halves of an axis D, dealt in turn."""
     return x.unflatten(axis, (2, -1)).transpose(axis, axis + 1).flatten(axis, axis + 1)

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from smalti.device import roomy
-from smalti.layers.paired import paired_norm, paired_qkv, paired_turns
+from smalti.layers.cache import Cache
+from smalti.layers.paired import paired, paired_norm, paired_qkv, paired_turns
 from smalti.layers.transformer import Block, Transformer
 
 
@@ -76,6 +77,13 @@ class Stepper:
     def restart(self) -> Stepper:
         """Forget what was read, and begin again in the same memory."""
         self.filled = 0
+        return self
+
+    def follow(self, cache: Cache) -> Stepper:
+        """Go on behind what the transformer itself has read, in whatever order it did."""
+        self.filled = cache.filled
+        self.cache[:, 0, :, :, : self.filled] = paired(cache.keys[:, :, :, : self.filled], 4)
+        self.cache[:, 1, :, :, : self.filled] = cache.values[:, :, :, : self.filled]
         return self
 
     def step(self, x: Tensor, place: int | Tensor | None = None, positions: Tensor | None = None) -> Tensor:

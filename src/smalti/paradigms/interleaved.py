@@ -7,7 +7,9 @@ says what is asked:
     text, draw, picture     picture, describe, text     picture, text (a question), answer, text
 
 Captions of a share of the pictures are replaced by the token `no_condition`, so that the same network also gives the
-prediction that guidance needs (Ho & Salimans 2022, arXiv 2207.12598). A token only ever competes with those that the
+prediction that guidance needs (Ho & Salimans 2022, arXiv 2207.12598). The first codes of a thing give away the rest, so
+that a caption is soon not looked at; of a share of the pictures, a random part of the codes is therefore hidden from
+those that follow (Bowman et al. 2016, arXiv 1511.06349, word dropout). A token only ever competes with those that the
 grammar of the vocabulary allows in its place, in training as in sampling.
 """
 
@@ -28,7 +30,7 @@ from smalti.config import CodeSpec, Examples, Reads
 from smalti.data.batch import Batch
 from smalti.data.example import Questions
 from smalti.data.order import uniform
-from smalti.data.packing import pack
+from smalti.data.packing import pack, whole
 from smalti.device import decoding_dtype, full_precision
 from smalti.errors import UserError
 from smalti.layers.kept import Kept
@@ -43,7 +45,8 @@ from smalti.term import Term
 from smalti.tokenizers.grammar import Grammar, Walk
 from smalti.tokenizers.vocabulary import Codes, Part, Special, Text, Vocabulary, VocabularyConfig
 
-TOKEN_STREAM, TASK_STREAM = 2, 140  # of random numbers: what is drawn, and what is asked in training
+# of random numbers: what is drawn; what is asked in training; which codes are hidden there
+TOKEN_STREAM, TASK_STREAM, CODE_STREAM = 2, 140, 1000
 # products are prepared anew for every size that they have not met: so training keeps to few sizes
 EVEN_ROWS, EVEN_TOKENS = 4, 256
 AT_ONCE = 250  # sequences that are written together
@@ -52,6 +55,7 @@ GIVEN, CODE, PIECE, SEEN = range(4)  # what a token is in the loss
 
 
 Asked = tuple[Part, bool]  # a part, and whether the model is asked for it
+Begun = tuple[Tensor, Tensor]  # tokens that are given, and which part that is read as a whole each is of, or 0
 
 
 class InterleavedOptions(ChoiceConfig, GuidanceConfig):
@@ -85,6 +89,12 @@ class InterleavedConfig(ParadigmConfig):
     text_alone: float = Field(0.1, ge=0, le=1)
     questions: int = Field(3, ge=0, description="most that are asked about one picture")
     text_dropout: float = Field(0.1, ge=0, le=1, description="share of the pictures drawn without their caption")
+    code_dropout: float = Field(
+        0.0, ge=0, le=1, description="share of the pictures drawn with some of their own codes out of sight"
+    )
+    given: Literal["causal", "full"] = Field(
+        "causal", description="how what is given is read: each token with those before it, or with the whole part"
+    )
     text_weight: float = Field(4.0, gt=0, description="what a piece counts in the loss, beside 1 for a code")
     given_weight: float = Field(0.1, ge=0, description="the same for text and specials that are given, not asked for")
     seen_weight: float = Field(0.5, ge=0, description="the same for the codes of a picture that is given")
@@ -98,6 +108,10 @@ class InterleavedConfig(ParadigmConfig):
     def _shares_fit(self) -> InterleavedConfig:
         if self.drawing + self.text_alone > 1:
             raise ValueError(f"drawing {self.drawing:g} and text_alone {self.text_alone:g} are more than all")
+        if self.given == "full" and (self.given_weight or self.seen_weight):
+            raise ValueError(
+                "what is read as a whole cannot be guessed: with given full, given_weight and seen_weight are 0"
+            )
         return self
 
     def build(self, model: TransformerConfig, examples: Examples, steps: int) -> Interleaved:
@@ -106,6 +120,16 @@ class InterleavedConfig(ParadigmConfig):
         if examples.text is None:
             raise UserError("a model of text and pictures needs captions, and this data has none")
         return Interleaved(self, model, examples.codes, examples.text.pieces)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A sequence: its tokens (T,), the role of each in the loss (T,), and which part that is read as a whole it is of
+    (T,), from 1, or 0."""
+
+    tokens: Tensor
+    roles: Tensor
+    wholes: Tensor
 
 
 @dataclass(frozen=True)
@@ -188,8 +212,9 @@ class Interleaved(Paradigm):
     def loss(self, player: str, batch: Batch, step: int) -> Loss:
         config, device = self.config, self.head.weight.device
         told = [self._told(parts) for parts in self.sequences(batch)]
-        told.sort(key=lambda each: -len(each[0]))  # so they fill rows best
-        hidden, targets, turns, roles, _ = self._read([each[0] for each in told], [each[1] for each in told], device)
+        hides = self._hidden(batch, told)
+        order = sorted(range(len(told)), key=lambda i: -len(told[i].tokens))  # so they fill rows best
+        hidden, targets, turns, roles, _ = self._read([told[i] for i in order], device, [hides[i] for i in order])
         of_role = [config.given_weight, 1.0, config.text_weight, config.seen_weight]
         weight = hidden.new_tensor(of_role, dtype=torch.float32)[roles]
         whole, nats, hits = weight.new_zeros(()), torch.zeros_like(weight), torch.zeros_like(weight)
@@ -231,12 +256,11 @@ class Interleaved(Paradigm):
         for codes, prompt in zip(x.cpu(), condition or [""] * len(x), strict=True):
             asked = self.cut(prompt) if prompt else NOBODY
             told.append(self._told([(asked, False), (Special("draw"), False), (Codes("image", codes), True)]))
-        order = sorted(range(len(told)), key=lambda i: -len(told[i][0]))
+        order = sorted(range(len(told)), key=lambda i: -len(told[i].tokens))
         nats = torch.zeros(len(told), dtype=torch.float64, device=device)
         if not told:
             return nats
-        sequences, roles = zip(*(told[i] for i in order), strict=True)
-        hidden, targets, turns, role, example = self._read(sequences, roles, device)
+        hidden, targets, turns, role, example = self._read([told[i] for i in order], device)
         for here, logits, place in self._choices(hidden, targets, turns, role == CODE):
             check_finite(logits)
             log_p = logits.double().log_softmax(-1).gather(1, place[:, None])[:, 0]
@@ -289,10 +313,10 @@ class Interleaved(Paradigm):
         assert self.text is not None, "a model of text needs its tokenizer"
         return Text(self.text.encode(text, self.config.longest).ids)
 
-    def _told(self, parts: Sequence[Asked]) -> tuple[Tensor, Tensor]:
-        """A sequence (T,) that ends with padding, and the role of each of its tokens (T,)."""
-        tokens, roles = [], []
-        for part, asked in parts:
+    def _told(self, parts: Sequence[Asked]) -> Told:
+        """A sequence that ends with padding."""
+        tokens, roles, wholes = [], [], []
+        for number, (part, asked) in enumerate(parts, start=1):
             tokens.append(self.vocabulary.interleave([part]))
             each = torch.full((len(tokens[-1]),), GIVEN)  # as is what begins a part, and what ends a picture
             if isinstance(part, Codes):
@@ -300,36 +324,57 @@ class Interleaved(Paradigm):
             elif asked:
                 each[1:] = PIECE
             roles.append(each)
-        end = torch.tensor([self.vocabulary.id_of("padding")])
-        return torch.cat([*tokens, end]), torch.cat([*roles, torch.tensor([GIVEN])])
+            wholes.append(torch.full_like(each, 0 if asked or self.config.given == "causal" else number))
+        end, nothing = torch.tensor([self.vocabulary.id_of("padding")]), torch.tensor([GIVEN])
+        return Told(torch.cat([*tokens, end]), torch.cat([*roles, nothing]), torch.cat([*wholes, 0 * nothing]))
+
+    def _begun(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
+        """What comes before that which is asked for: its tokens (T,), and their wholes as in `Told`."""
+        tasks = [isinstance(part, Special) and part.name in ("draw", "describe", "answer") for part in parts]
+        told = self._told(list(zip(parts, [False, *tasks], strict=False)))
+        return told.tokens[:-1], told.wholes[:-1]
+
+    def _hidden(self, batch: Batch, told: Sequence[Told]) -> list[Tensor]:
+        """Which tokens of each sequence are out of sight, bool (T,): of some drawn pictures, some codes."""
+        length, share = self.codes.length, self.config.code_dropout if self.training else 0.0
+        some, rate = (uniform(batch.seed, batch.step, batch.rows, CODE_STREAM + i) for i in range(2))
+        counters = batch.rows[:, None].cpu() * length + torch.arange(length)
+        rate = torch.where(some < share, (2 * rate).clamp_max(1), 0)  # half of them draw from the text alone
+        out = uniform(batch.seed, batch.step, counters, CODE_STREAM + 2) < rate[:, None]
+        hidden = [each.roles == CODE for each in told]
+        for here, codes in zip(hidden, out, strict=True):
+            here[here.clone()] = codes[: int(here.sum())]
+        return hidden
 
     def _read(
-        self, sequences: Sequence[Tensor], roles: Sequence[Tensor], device: torch.device
+        self, told: Sequence[Told], device: torch.device, hidden: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Sequences packed in rows and read: for every token but the first of each, what the network says before it
-        (n, width), the token (n,), its turn (n,), its role (n,) and which sequence it is of (n,)."""
-        end = self.vocabulary.id_of("padding")
-        every = pad_sequence(list(sequences), batch_first=True, padding_value=end)
+        """Sequences packed in rows and read, but for what is `hidden`: for every token but the first of each, what the
+        network says before it (n, width), the token (n,), its turn (n,), its role (n,) and which sequence it is of
+        (n,)."""
+        end, tokens = self.vocabulary.id_of("padding"), [each.tokens for each in told]
+        every = pad_sequence(tokens, batch_first=True, padding_value=end)
         states = self.grammar.states(every)
         positions = self.grammar.positions_at(states)
-        row = max(self.config.row, len(sequences[0]))
-        packed = pack(sequences, row, end, EVEN_ROWS)
+        row = max(self.config.row, len(tokens[0]))
+        packed = pack(tokens, row, end, EVEN_ROWS)
         at = (packed.examples.clamp_min(0), packed.positions)
         after = F.pad(states, (0, 1))[:, 1:]  # the state that a token leads to
-        inputs, follow = packed.tokens.to(device), after[at].to(device)
-        hidden = self.network(
-            self.token(inputs) + self.next(follow), positions[at].to(device), packed.attend.to(device)
-        )
+        seen = self.token(packed.tokens.to(device))
+        if hidden is not None:
+            seen = seen * ~packed.lay(hidden, True).to(device).unsqueeze(-1)
+        attend = packed.attend_with(packed.lay([each.wholes for each in told]))
+        x = seen + self.next(after[at].to(device))
+        read = self.network(x, positions[at].to(device), attend.to(device))
         # what is followed by a token of the same sequence says that one
         says = (packed.examples[:, 1:] == packed.examples[:, :-1]) & (packed.examples[:, 1:] >= 0)
         rows, places = says.nonzero(as_tuple=True)
         example, place = packed.examples[rows, places], packed.positions[rows, places] + 1
-        role = pad_sequence(list(roles), batch_first=True)
+        role = pad_sequence([each.roles for each in told], batch_first=True)
         flat = (rows * row + places).to(device)
-        told = hidden.flatten(0, 1).index_select(0, flat)
         turns = self.grammar.turn_of[states[example, place]]
         of_each = (every[example, place], turns, role[example, place], example)
-        return told, *(each.to(device) for each in of_each)
+        return read.flatten(0, 1).index_select(0, flat), *(each.to(device) for each in of_each)
 
     def grammar_on(self, device: torch.device) -> Grammar:
         """The grammar where sequences are written; in training it reads on the processor."""
@@ -385,12 +430,12 @@ class Interleaved(Paradigm):
                 "a next-token model completes only what follows in reading order: the kept part must come first"
             )
         prompts = [NOBODY if not text else self.cut(text) for text in condition or [""] * n]
-        begun = [self.vocabulary.interleave([prompt, Special("draw")]) for prompt in prompts]
+        begun = [self._begun([prompt, Special("draw")]) for prompt in prompts]
         length = self.codes.length
         ways, done = [torch.full((n, length), -1) for _ in range(length)], 0
         for rows in _alike(begun):
             where = torch.tensor(rows)
-            prefix = torch.stack([begun[row] for row in rows]).to(device)
+            prefix = self._stacked([begun[row] for row in rows])
             drawing = self._drawn(prefix, codes[where], keep[where], seed, first + where, options)
             for place, chosen in enumerate(drawing):
                 codes[where, : place + 1] = chosen
@@ -406,28 +451,28 @@ class Interleaved(Paradigm):
         """The codes (Q, *grid) of the picture that follows; the last of the parts says `draw`."""
         device = self.head.weight.device
         codes, keep = known_codes(self.codes, None, None, 1, device)
-        prefix = self.vocabulary.interleave(parts)[None].to(device)
+        prefix = self._stacked([self._begun(parts)])
         *_, codes = self._drawn(prefix, codes, keep, seed, torch.zeros(1).long(), options or self.config.sampling)
         return as_grid(codes, self.codes)[0].cpu()
 
     def _drawn(
         self,
-        prefix: Tensor,
+        prefix: Begun,
         codes: Tensor,
         keep: Tensor,
         seed: int,
         rows: Tensor,
         options: InterleavedOptions,
     ) -> Iterator[Tensor]:
-        """After prefixes (n, t) of one length, the codes so far (n, 1), (n, 2), … up to (n, T); what is kept stays."""
+        """After beginnings of one length, the codes so far (n, 1), (n, 2), … up to (n, T); what is kept stays."""
         n, length = codes.shape
         begun = [prefix]
-        if options.guidance != 1 and int(prefix[0, 0]) != self.vocabulary.id_of(NOBODY.name):
-            begun.append(self.vocabulary.interleave([NOBODY, Special("draw")]).to(prefix.device).expand(n, -1))
-        pens = [_Pen(self, n, each.shape[1] + 1 + length) for each in begun]
-        token = torch.full((n,), self.vocabulary.id_of("begin_image"), device=prefix.device)
+        if options.guidance != 1 and int(prefix[0][0, 0]) != self.vocabulary.id_of(NOBODY.name):
+            begun.append(self._stacked([self._begun([NOBODY, Special("draw")])] * n))
+        pens = [_Pen(self, n, each[0].shape[1] + 1 + length) for each in begun]
+        token = torch.full((n,), self.vocabulary.id_of("begin_image"), device=codes.device)
         for pen, each in zip(pens, begun, strict=True):
-            pen.read_all(each)
+            pen.read_all(*each)
         for place, name in enumerate(self.vocabulary.reading_order("image")):
             ids = self.vocabulary.ranges[name]
             said = [pen.logits(pen.read(token), ids) for pen in pens]
@@ -454,11 +499,11 @@ class Interleaved(Paradigm):
 
         Row i draws its noise from (seed, first + i). Raises UserError on weights that are not finite.
         """
-        options, device = options or self.config.sampling, self.head.weight.device
-        sequences = [F.pad(self.vocabulary.interleave(parts), (0, 1), value=self._begin_text) for parts in begun]
+        options = options or self.config.sampling
+        sequences = [self._begun(parts) for parts in begun]
         texts, done = [""] * len(begun), 0
         for rows in _alike(sequences):
-            prefix = torch.stack([sequences[row] for row in rows]).to(device)
+            prefix = self._stacked([sequences[row] for row in rows])
             pieces = self._say(prefix, seed, first + torch.tensor(rows), options)
             for row, each in zip(rows, pieces, strict=True):
                 assert self.text is not None
@@ -467,18 +512,21 @@ class Interleaved(Paradigm):
             progress(done, len(begun))
         return texts
 
-    @property
-    def _begin_text(self) -> int:
-        return self.vocabulary.id_of("begin_text")
+    def _stacked(self, begun: Sequence[Begun]) -> Begun:
+        """Beginnings of one length, together: (n, t) each, where they are read."""
+        tokens, wholes = zip(*begun, strict=True)
+        return torch.stack(tokens).to(self.head.weight.device), torch.stack(wholes).to(self.head.weight.device)
 
-    def _say(self, prefix: Tensor, seed: int, rows: Tensor, options: InterleavedOptions) -> list[list[int]]:
-        """The pieces that follow prefixes (n, t) of one length."""
-        end = self.vocabulary.id_of("end_text")
-        pen = _Pen(self, len(prefix), prefix.shape[1] + options.most_text + 1)
-        hidden = pen.read_all(prefix)
-        ids = torch.cat([torch.arange(self.vocabulary.config.text), torch.tensor([end])]).to(prefix.device)
+    def _say(self, prefix: Begun, seed: int, rows: Tensor, options: InterleavedOptions) -> list[list[int]]:
+        """The pieces that follow beginnings of one length."""
+        (n, length), device = prefix[0].shape, prefix[0].device
+        begin, end = (self.vocabulary.id_of(f"{each}_text") for each in ("begin", "end"))
+        pen = _Pen(self, n, length + options.most_text + 2)
+        pen.read_all(*prefix)
+        hidden = pen.read(torch.full((n,), begin, device=device))
+        ids = torch.cat([torch.arange(self.vocabulary.config.text), torch.tensor([end])]).to(device)
         said: list[Tensor] = []
-        over = torch.zeros(len(prefix), dtype=torch.bool, device=prefix.device)
+        over = torch.zeros(n, dtype=torch.bool, device=device)
         while len(said) < options.most_text and not bool(over.all()):
             logits = pen.logits(hidden, ids)
             drawn = ids[choose(logits, uniform(seed, len(said), rows, TOKEN_STREAM).to(ids.device), options.of_text)]
@@ -509,11 +557,19 @@ class _Pen:
         x = self.model.token(tokens) + self.model.next(self.walk.state)
         return self.stepper.step(x.to(self.dtype), positions=positions)
 
-    def read_all(self, tokens: Tensor) -> Tensor:
-        """The same for several tokens of each row (n, t), one at least."""
+    def read_all(self, tokens: Tensor, wholes: Tensor) -> None:
+        """Begin with several tokens of each row (n, t), of parts that are read in order or as wholes (n, t)."""
+        positions, states = [], []
         for each in tokens.unbind(1):
-            hidden = self.read(each)
-        return hidden
+            positions.append(self.walk.positions())
+            self.walk.take(each)
+            states.append(self.walk.state)
+        x = self.model.token(tokens) + self.model.next(torch.stack(states, 1))
+        network, length = self.model.network, tokens.shape[1]
+        before = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+        cache = network.cache(len(tokens), length)
+        network(x, torch.stack(positions, 1), (before | whole(wholes)).unsqueeze(1), cache)
+        self.stepper.follow(cache)
 
     def logits(self, hidden: Tensor, ids: range | Tensor) -> Tensor:
         """What the network says (n, width) -> logits fp32 of these ids (n, ids)."""
@@ -527,9 +583,9 @@ def _even(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, 0, 0, -len(rows) % EVEN_TOKENS))
 
 
-def _alike(sequences: Sequence[Tensor]) -> list[list[int]]:
+def _alike(sequences: Sequence[Begun]) -> list[list[int]]:
     """The places of sequences of one length together, which can be read at once, not too many."""
     alike: dict[int, list[int]] = {}
     for place, each in enumerate(sequences):
-        alike.setdefault(len(each), []).append(place)
+        alike.setdefault(len(each[0]), []).append(place)
     return [rows[at : at + AT_ONCE] for rows in alike.values() for at in range(0, len(rows), AT_ONCE)]
