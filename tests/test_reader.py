@@ -51,12 +51,12 @@ def test_what_goes_on_from_a_run_reads_texts_as_it_did(worded, tmp_path):
 
 
 def test_it_draws_what_a_prompt_says_and_says_what_it_sees(reader, x):
-    """Sixty steps on waves that lie or stand: enough to tell which, most of the time."""
+    """A hundred steps on waves that lie or stand: enough to tell which, most of the time."""
     drawn = reader.sample(64, ["lying waves", "standing waves"] * 32, seed=1)
     assert drawn.shape == (64, 1, 16, 16)
     across, down = drawn.diff(dim=3).abs().mean((1, 2, 3)), drawn.diff(dim=2).abs().mean((1, 2, 3))
-    assert (down > across)[::2].float().mean() > 0.7
-    assert (down > across)[1::2].float().mean() < 0.3
+    assert (down > across)[::2].float().mean() > 0.6
+    assert (down > across)[1::2].float().mean() < 0.4
     told = reader.caption(x)
     assert [text == "lying waves" for text in told] == [True, False, True, False]
     assert set(told) <= KNOWN
@@ -66,6 +66,11 @@ def test_prompts_one_for_all_or_one_each(reader):
     one = reader.sample(3, "lying waves", seed=2)
     assert torch.equal(one, reader.sample(3, ["lying waves"] * 3, seed=2))
     assert torch.equal(one[1:2], reader.sample(1, "lying waves", seed=2, first=1))
+    for wrong, told in (((1, "  "), "blank"), (("3", "waves"), "n is a whole number, not '3'")):
+        with pytest.raises(UserError, match=told):
+            reader.sample(*wrong)
+    with pytest.raises(UserError, match=r"seed is a whole number, not 1\.5"):
+        reader.sample(1, "waves", seed=1.5)
     with pytest.raises(UserError, match="2 prompts for 3 samples"):
         reader.sample(3, ["a", "b"])
 
@@ -318,6 +323,9 @@ def test_what_a_user_gets_wrong_is_one_line(smalti, worded, tiny, tmp_path):
         (("sample", worded.run, "x", "--best-of", 2), "trained with text"),
         (("sample", tiny.run, "x"), "trained without text"),
         (("ask", worded.run, picture), "then the question"),
+        (("ask", worded.run, picture, "what?", "--guidance", 2), "--guidance is of pictures"),
+        (("caption", worded.run, picture, "--temperature", 2), "--temperature is of pictures"),
+        (("caption", worded.run, picture, "--text-temperatur", 2), "nearest: text_temperature"),
         (("ask", worded.run, picture, picture), "the question is missing"),
         (("ask", worded.run, picture, " "), "empty"),
         (("ask", worded.run, tmp_path / "none.png", "what?"), "no file"),

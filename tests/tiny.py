@@ -86,7 +86,7 @@ def captioned(folder: Path, each: int = EACH) -> Path:
     return folder
 
 
-def words_recipe(data: Path, tokenizer: Recipe | str, steps: int = 60) -> Recipe:
+def words_recipe(data: Path, tokenizer: Recipe | str, steps: int = 100) -> Recipe:
     return generator_recipe(data, tokenizer, steps).model_copy(
         update={
             "name": "tiny-words",
