@@ -109,7 +109,8 @@ def test_roles_are_those_of_what_is_asked_for():
     picture = Codes("image", torch.zeros(2, 2, 3, dtype=torch.int64))
     told = model._told([(Text((1, 2)), False), (Special("draw"), False), (picture, True)])
     assert told.roles.tolist() == [GIVEN] * 5 + [GIVEN] + [CODE] * 12 + [GIVEN] * 2
-    assert len(told.tokens) == len(told.roles) and not told.wholes.any()
+    assert len(told.tokens) == len(told.roles)
+    assert not told.wholes.any()
     told = model._told([(picture, False), (Special("describe"), False), (Text((1, 2)), True)])
     assert told.roles.tolist() == [GIVEN, *([SEEN] * 12), GIVEN, GIVEN, GIVEN, PIECE, PIECE, PIECE, GIVEN]
 
@@ -374,7 +375,7 @@ def test_codes_that_look_alike_begin_alike():
         for table in (model.token, model.head):
             rows = F.normalize(table.weight[ids.start : ids.stop].detach(), dim=1)
             assert (1.09 * rows @ rows.T - wanted).fill_diagonal_(0).abs().mean() < 0.03
-            assert rows.std() > 0 and table.weight[ids.start : ids.stop].std().item() == pytest.approx(0.02, rel=0.01)
+            assert table.weight[ids.start : ids.stop].std().item() == pytest.approx(0.02, rel=0.01)
             assert torch.equal(model.token.weight[: ids.start], before[: ids.start]) or number
     text = model.vocabulary.ranges["text"]
     assert torch.equal(model.token.weight[text.start : text.stop], before[text.start : text.stop])
@@ -419,16 +420,18 @@ def test_hidden_codes_are_out_of_sight_and_only_in_training():
     hidden = model.train()._hidden(batch, told)
     assert all(not (each & (one.roles != CODE)).any() for each, one in zip(hidden, told, strict=True))
     shares = torch.stack([each.sum() / spec.length for each in hidden])
-    assert 0.4 < shares.mean() < 0.6 and shares.std() > 0.2  # a rate of each picture's own
+    assert 0.65 < shares.mean() < 0.85
+    assert shares.std() > 0.2  # a rate of each picture's own
     halves = [model._hidden(batch_rows(batch, rows), told[rows]) for rows in (slice(0, 20), slice(20, 64))]
     assert all(torch.equal(one, other) for one, other in zip(hidden, halves[0] + halves[1], strict=True))
     # another code where none is seen changes nothing that is said
     one = max(range(64), key=lambda i: int(hidden[i].sum()))
     said = model.eval()._read([told[one]], torch.device("cpu"), [hidden[one]])[0]
     at = int(hidden[one].nonzero()[0])
-    told[one].tokens[at] = model.vocabulary.ranges["image_0"].start + (
-        told[one].tokens[at] - model.vocabulary.ranges["image_0"].start + 1
-    ) % spec.size
+    told[one].tokens[at] = (
+        model.vocabulary.ranges["image_0"].start
+        + (told[one].tokens[at] - model.vocabulary.ranges["image_0"].start + 1) % spec.size
+    )
     assert torch.equal(said, model._read([told[one]], torch.device("cpu"), [hidden[one]])[0])
 
 

@@ -30,19 +30,20 @@ from smalti.config import CodeSpec, Examples, Reads
 from smalti.data.batch import Batch
 from smalti.data.example import Questions
 from smalti.data.order import uniform
-from smalti.data.packing import pack, whole
-from smalti.device import decoding_dtype, full_precision
+from smalti.data.packing import pack
+from smalti.device import full_precision
 from smalti.errors import UserError
 from smalti.layers.kept import Kept
-from smalti.layers.stepper import Folded, Stepper
+from smalti.layers.stepper import Folded
 from smalti.layers.transformer import Transformer, TransformerConfig
 from smalti.paradigms.base import Loss, Paradigm, ParadigmConfig, Progress, untold
 from smalti.paradigms.choose import ChoiceConfig, choose
 from smalti.paradigms.codes import as_grid, check_finite, known_codes, only_first
 from smalti.paradigms.guidance import GuidanceConfig, guide
 from smalti.paradigms.llama import Llama
+from smalti.paradigms.pen import Pen
 from smalti.term import Term
-from smalti.tokenizers.grammar import Grammar, Walk
+from smalti.tokenizers.grammar import Grammar
 from smalti.tokenizers.vocabulary import Codes, Part, Special, Text, Vocabulary, VocabularyConfig
 
 # of random numbers: what is drawn; what is asked in training; which codes are hidden there
@@ -152,14 +153,13 @@ class Interleaved(Paradigm):
         self.grammar = Grammar(self.vocabulary)
         width = network.width
         self.token = nn.Embedding(self.vocabulary.size, width)
-        self.next = nn.Embedding(
-            self.grammar.state_count, width
-        )  # what a token is asked for: text, or a place in a grid
+        # what a token is asked for: text, or a place in a grid
+        self.next = nn.Embedding(self.grammar.state_count, width)
         self.network = Transformer(network)
         self.head = nn.Linear(width, self.vocabulary.size, bias=False)
         for table in (self.token, self.next, self.head):
             nn.init.normal_(table.weight, std=0.02)
-        self._folded = Kept[Folded]()
+        self.folded = Kept[Folded]()  # for pens
         self._turns: list[Turn] | None = None
         self._grammar: Grammar | None = None
 
@@ -469,7 +469,7 @@ class Interleaved(Paradigm):
         begun = [prefix]
         if options.guidance != 1 and int(prefix[0][0, 0]) != self.vocabulary.id_of(NOBODY.name):
             begun.append(self._stacked([self._begun([NOBODY, Special("draw")])] * n))
-        pens = [_Pen(self, n, each[0].shape[1] + 1 + length) for each in begun]
+        pens = [Pen(self, n, each[0].shape[1] + 1 + length) for each in begun]
         token = torch.full((n,), self.vocabulary.id_of("begin_image"), device=codes.device)
         for pen, each in zip(pens, begun, strict=True):
             pen.read_all(*each)
@@ -521,7 +521,7 @@ class Interleaved(Paradigm):
         """The pieces that follow beginnings of one length."""
         (n, length), device = prefix[0].shape, prefix[0].device
         begin, end = (self.vocabulary.id_of(f"{each}_text") for each in ("begin", "end"))
-        pen = _Pen(self, n, length + options.most_text + 2)
+        pen = Pen(self, n, length + options.most_text + 2)
         pen.read_all(*prefix)
         hidden = pen.read(torch.full((n,), begin, device=device))
         ids = torch.cat([torch.arange(self.vocabulary.config.text), torch.tensor([end])]).to(device)
@@ -537,45 +537,6 @@ class Interleaved(Paradigm):
         check_finite(logits)
         every = torch.stack(said, 1).tolist()
         return [each[: each.index(end)] if end in each else each for each in every]
-
-
-class _Pen:
-    """Reads and writes `rows` sequences of one length, one token after the other."""
-
-    def __init__(self, model: Interleaved, rows: int, length: int) -> None:
-        device = model.head.weight.device
-        self.model, self.dtype = model, decoding_dtype(device, rows)
-        self.walk = Walk(model.grammar_on(device), rows, length + 2)  # what is begun may end
-        positions = torch.zeros(1, model.grammar.axes, device=device)
-        folded = model._folded.of([model.network], lambda: Folded(model.network, positions, self.dtype), self.dtype)
-        self.stepper = Stepper(folded, rows, length)
-
-    def read(self, tokens: Tensor) -> Tensor:
-        """Go on by a token of each row (n,) -> what the network says next (n, width)."""
-        positions = self.walk.positions()
-        self.walk.take(tokens)
-        x = self.model.token(tokens) + self.model.next(self.walk.state)
-        return self.stepper.step(x.to(self.dtype), positions=positions)
-
-    def read_all(self, tokens: Tensor, wholes: Tensor) -> None:
-        """Begin with several tokens of each row (n, t), of parts that are read in order or as wholes (n, t)."""
-        positions, states = [], []
-        for each in tokens.unbind(1):
-            positions.append(self.walk.positions())
-            self.walk.take(each)
-            states.append(self.walk.state)
-        x = self.model.token(tokens) + self.model.next(torch.stack(states, 1))
-        network, length = self.model.network, tokens.shape[1]
-        before = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
-        cache = network.cache(len(tokens), length)
-        network(x, torch.stack(positions, 1), (before | whole(wholes)).unsqueeze(1), cache)
-        self.stepper.follow(cache)
-
-    def logits(self, hidden: Tensor, ids: range | Tensor) -> Tensor:
-        """What the network says (n, width) -> logits fp32 of these ids (n, ids)."""
-        weight = self.model.head.weight
-        weight = weight[ids.start : ids.stop] if isinstance(ids, range) else weight[ids]
-        return F.linear(hidden, weight.to(self.dtype)).float()
 
 
 def _even(rows: Tensor) -> Tensor:
