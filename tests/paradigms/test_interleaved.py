@@ -414,7 +414,7 @@ def test_a_given_part_is_read_as_a_whole_and_what_is_asked_for_in_order():
 
 def test_hidden_codes_are_out_of_sight_and_only_in_training():
     model = made(drawing=1.0, text_alone=0.0, code_dropout=1.0)
-    batch, spec = batch_of(64), CODE_SPEC
+    batch, spec = batch_of(64, step=5), CODE_SPEC
     told = [model._told(parts) for parts in model.sequences(batch)]
     assert not any(each.any() for each in model._hidden(batch, told))
     hidden = model.train()._hidden(batch, told)
@@ -424,6 +424,8 @@ def test_hidden_codes_are_out_of_sight_and_only_in_training():
     assert shares.std() > 0.2  # a rate of each picture's own
     halves = [model._hidden(batch_rows(batch, rows), told[rows]) for rows in (slice(0, 20), slice(20, 64))]
     assert all(torch.equal(one, other) for one, other in zip(hidden, halves[0] + halves[1], strict=True))
+    first = dataclasses.replace(batch, step=0)
+    assert not any(each.any() for each in model._hidden(first, told))  # of ten steps, all are hidden from the fifth on
     # another code where none is seen changes nothing that is said
     one = max(range(64), key=lambda i: int(hidden[i].sum()))
     said = model.eval()._read([told[one]], torch.device("cpu"), [hidden[one]])[0]

@@ -90,6 +90,7 @@ class InterleavedConfig(ParadigmConfig):
     text_alone: float = Field(0.1, ge=0, le=1)
     questions: int = Field(3, ge=0, description="most that are asked about one picture")
     text_dropout: float = Field(0.1, ge=0, le=1, description="share of the pictures drawn without their caption")
+    # reached after half of the steps: what follows from what is learnt first, and slowly where codes are hidden at once
     code_dropout: float = Field(
         0.0, ge=0, le=1, description="share of the pictures drawn with some of their own codes out of sight"
     )
@@ -120,7 +121,7 @@ class InterleavedConfig(ParadigmConfig):
             raise UserError("pictures in a sequence of text need codes, and this tokenizer has none: choose another")
         if examples.text is None:
             raise UserError("a model of text and pictures needs captions, and this data has none")
-        return Interleaved(self, model, examples.codes, examples.text.pieces)
+        return Interleaved(self, model, examples.codes, examples.text.pieces, steps)
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,11 @@ class Interleaved(Paradigm):
 
     sequential = True
 
-    def __init__(self, config: InterleavedConfig, network: TransformerConfig, codes: CodeSpec, pieces: int) -> None:
+    def __init__(
+        self, config: InterleavedConfig, network: TransformerConfig, codes: CodeSpec, pieces: int, steps: int
+    ) -> None:
         super().__init__()
-        self.config, self.codes = config, codes
+        self.config, self.codes, self.steps = config, codes, steps
         self.vocabulary = Vocabulary(VocabularyConfig(text=pieces, image=codes))
         self.grammar = Grammar(self.vocabulary)
         width = network.width
@@ -336,7 +339,8 @@ class Interleaved(Paradigm):
 
     def _hidden(self, batch: Batch, told: Sequence[Told]) -> list[Tensor]:
         """Which tokens of each sequence are out of sight, bool (T,): of some drawn pictures, some codes."""
-        length, share = self.codes.length, self.config.code_dropout if self.training else 0.0
+        length = self.codes.length
+        share = self.config.code_dropout * min(1, 2 * batch.step / self.steps) if self.training else 0.0
         some, rate = (uniform(batch.seed, batch.step, batch.rows, CODE_STREAM + i) for i in range(2))
         counters = batch.rows[:, None].cpu() * length + torch.arange(length)
         rate = torch.where(some < share, (2 * rate).clamp_max(1), 0)  # half of them draw from the text alone

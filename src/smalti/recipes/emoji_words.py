@@ -50,7 +50,7 @@ def emoji_things() -> Recipe:
     """
     return Recipe(
         name="emoji-things",
-        data=DataConfig(source="emoji-things", most=32_000),
+        data=DataConfig(source="emoji-things", most=40_000),
         tokenizer=emoji_mix_tokenizer(),
         # by a base for grids, 100, names in a caption are found from afar only after many more steps
         model=TransformerConfig(layers=5, width=320, heads=5, dropout=0.0, rope="interleaved", rope_base=10_000.0),
@@ -58,13 +58,12 @@ def emoji_things() -> Recipe:
             row=192,
             drawing=1.0,
             text_alone=0.0,
-            code_dropout=0.5,
             given="full",  # so that a name can be told its place, which often comes after it
             given_weight=0.0,
             seen_weight=0.0,
         ),
         training=TrainingConfig(
-            steps=500,
+            steps=600,
             batch=64,
             lr=1.5e-3,
             lr_end=0.5,
@@ -89,14 +88,15 @@ def emoji() -> Recipe:
     return things.changed(
         **{
             "name": "emoji",
-            "data": MIX.model_copy(update={"most": 220_000}).model_dump(),
+            "data": MIX.model_copy(update={"most": 280_000}).model_dump(),
             "init": "runs/emoji-things",
             "paradigm.drawing": 0.5,
             "paradigm.text_alone": 0.1,
+            "paradigm.code_dropout": 0.5,
             # drawings are to be known by heart, and those held out are then guessed the worse
-            "training.steps": 3300,
+            "training.steps": 4200,
             "training.lr_end": 0.01,
-            "training.validate_every": 1100,
+            "training.validate_every": 1400,
         }
     )
 
