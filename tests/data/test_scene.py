@@ -124,10 +124,11 @@ def test_grounds_are_well_apart():
 
 def test_a_scene_is_the_same_on_every_machine():
     places = (
-        Place(0, 0, 8, 0, 24),
-        Place(0, 1, 0, 40, 24),
-        Place(1, 1, 40, 40, 24),
+        Place(0, 0, 0, 8, 24),
+        Place(0, 1, 8, 40, 24),
+        Place(1, 0, 32, 8, 24),
+        Place(1, 1, 32, 40, 24),
     )
-    scene = Scene(("headphones", "banana", "eggplant"), (2, 0, 2), places, "white")
+    scene = Scene(("banana", "eggplant", "headphones", "balloon"), (0, 2, 2, 2), places, "grey")
     assert draw_scene("train", 3, NOTHING_MELTS) == scene
     assert draw_scene("train", 3, NOTHING_MELTS) != draw_scene("validation", 3, NOTHING_MELTS)
