@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from smalti.data.emoji_mix import SCENES, EmojiMix
-from smalti.data.emoji_pairs import PAIR_GROUPS
+from smalti.data import emoji_mix
+from smalti.data.emoji_mix import SCENES, THINGS, VALIDATION, EmojiMix, read_mix
+from smalti.data.emoji_pairs import PAIR_GROUPS, part_of_pair
 from smalti.data.example import Detail
 from smalti.data.naming import captions
 
@@ -74,3 +75,24 @@ def test_the_fingerprint_knows_pictures_and_words():
     assert (
         len({mix().fingerprint, mix(other).fingerprint, mix(pixels=np.zeros((N, 3, 2, 2), np.uint8)).fingerprint}) == 3
     )
+
+
+def test_a_split_has_its_pairs_and_no_variants_of_skin_tone(monkeypatch):
+    names = [f"thing {i}" + (", dark skin tone" if i % 2 else "") for i in range(300)]
+    details = [Detail(f"emoji/{i}", (name,), i % 3, str(i)) for i, name in enumerate(names)]
+    pixels = np.arange(300).astype(np.uint8)[:, None, None, None].repeat(3, 1).repeat(2, 2).repeat(2, 3)
+    monkeypatch.setattr(emoji_mix, "read_pairs", lambda contents: (pixels, np.arange(300) % 8, details))
+    monkeypatch.setattr(
+        emoji_mix, "read_scenes", lambda contents, **_: dict.fromkeys(("train", "validation", "test"), Plain())
+    )
+    for things, share in ((False, SCENES), (True, THINGS)):
+        splits = read_mix({}, things)
+        assert splits["train"].share == share
+        assert splits["test"].share == splits["validation"].share == SCENES
+        for split, source in splits.items():
+            for detail, pixel in zip(source.details, source.drawings, strict=True):
+                place = int(detail.kind)
+                assert place % 2 == 0
+                assert pixel[0, 0, 0] == place % 256
+                assert part_of_pair(detail.kind, detail.artist, VALIDATION) == split
+        assert sum(len(source.details) for source in splits.values()) == 150
