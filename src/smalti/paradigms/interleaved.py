@@ -50,6 +50,7 @@ from smalti.tokenizers.vocabulary import Codes, Part, Special, Text, Vocabulary,
 TOKEN_STREAM, TASK_STREAM, CODE_STREAM = 2, 140, 1000
 # products are prepared anew for every size that they have not met: so training keeps to few sizes
 EVEN_ROWS, EVEN_TOKENS = 4, 256
+DESCRIBED = 0.8  # of the pictures that are read
 AT_ONCE = 250  # sequences that are written together
 NOBODY = Special("no_condition")
 GIVEN, CODE, PIECE, SEEN = range(4)  # what a token is in the loss
@@ -298,9 +299,9 @@ class Interleaved(Paradigm):
                 yield from self._answers(turns)
         else:
             yield picture, False
-            if text and (described < 0.5 or not turns):
+            if text and (described < DESCRIBED or not turns):
                 # before the questions, or after
-                first, second = (turns, []) if described < 0.25 else ([], turns)
+                first, second = (turns, []) if described < DESCRIBED / 2 else ([], turns)
                 yield from self._answers(first)
                 yield from ((Special("describe"), False), (self.cut(text), True))
                 yield from self._answers(second)

@@ -90,7 +90,9 @@ def emoji() -> Recipe:
             "name": "emoji",
             "data": MIX.model_copy(update={"most": 280_000}).model_dump(),
             "init": "runs/emoji-things",
-            "paradigm.drawing": 0.5,
+            # a picture that is read costs as much as one that is drawn, so much is asked about each of fewer
+            "paradigm.drawing": 0.62,
+            "paradigm.questions": 5,
             "paradigm.text_alone": 0.1,
             "paradigm.code_dropout": 0.5,
             # drawings are to be known by heart, and those held out are then guessed the worse
