@@ -5,6 +5,7 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.tiny import smalti as smalti
@@ -71,6 +72,7 @@ def test_prompts_one_for_all_or_one_each(reader):
             reader.sample(*wrong)
     with pytest.raises(UserError, match=r"seed is a whole number, not 1\.5"):
         reader.sample(1, "waves", seed=1.5)
+    assert len(reader.sample(np.int64(2), "lying waves", seed=np.int64(2))) == 2
     with pytest.raises(UserError, match="2 prompts for 3 samples"):
         reader.sample(3, ["a", "b"])
 

@@ -229,10 +229,11 @@ class _Training:
         identity = {**identity, **paradigm.relies_on()}
         if text is not None:
             identity["the text tokenizer"] = text.sha256
-        if code_vectors is not None:
-            paradigm.know_codes(code_vectors)
-        if recipe.init and not (self.folder / "state" / "latest").exists():
-            _start_from(paradigm, recipe.init)
+        if not (self.folder / "state" / "latest").exists():
+            if code_vectors is not None:
+                paradigm.know_codes(code_vectors)
+            if recipe.init:
+                _start_from(paradigm, recipe.init)
 
         def keep(average: Paradigm, progress: Progress) -> None:
             figures = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -148,9 +149,7 @@ class Generator(Model):
     ) -> Iterator[Tensor]:
         """Batch by batch what `draw` gives; `ways` takes the trajectory of each."""
         batch = self.at_once if batch is None else batch
-        for what, number in (("n", n), ("seed", seed), ("batch", batch), ("first", first)):
-            if not isinstance(number, int):
-                raise UserError(f"{what} is a whole number, not {number!r}")
+        n, seed, batch, first = _whole(n=n, seed=seed, batch=batch, first=first)
         if n < 0 or batch < 1:
             raise UserError(f"cannot draw {n} samples; ask for 1 or more")
         for given in (known, mask):
@@ -296,3 +295,14 @@ def together(ways: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Trajectories of several batches as one: those that came to rest sooner wait in their last state."""
     longest = max((len(way) for way in ways), default=0)
     return [torch.cat([way[min(step, len(way) - 1)].cpu() for way in ways if way]) for step in range(longest)]
+
+
+def _whole(**numbers: object) -> list[int]:
+    """Whole numbers of any library as plain ones. Raises UserError on what is none."""
+    found = []
+    for name, number in numbers.items():
+        try:
+            found.append(operator.index(number))  # type: ignore[arg-type]
+        except TypeError:
+            raise UserError(f"{name} is a whole number, not {number!r}") from None
+    return found

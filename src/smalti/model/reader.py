@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import repeat
-from typing import Literal, cast
+from typing import cast
 
 from torch import Tensor
 
@@ -12,11 +12,8 @@ from smalti.config import Config
 from smalti.errors import UserError, nearest
 from smalti.model.generator import Generator
 from smalti.paradigms.base import Progress, untold
-from smalti.paradigms.interleaved import Interleaved, InterleavedOptions
+from smalti.paradigms.interleaved import TASKS, Interleaved, InterleavedOptions, Task
 from smalti.tokenizers.vocabulary import Codes, Part, Special
-
-Task = Literal["draw", "describe", "answer"]
-TASKS: tuple[Task, ...] = ("draw", "describe", "answer")
 
 
 class Reader(Generator):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from pydantic import Field, model_validator
@@ -53,6 +53,8 @@ EVEN_ROWS, EVEN_TOKENS = 4, 256
 DESCRIBED = 0.8  # of the pictures that are read
 AT_ONCE = 250  # sequences that are written together
 NOBODY = Special("no_condition")
+Task = Literal["draw", "describe", "answer"]
+TASKS: tuple[Task, ...] = get_args(Task)
 GIVEN, CODE, PIECE, SEEN = range(4)  # what a token is in the loss
 
 
@@ -91,9 +93,12 @@ class InterleavedConfig(ParadigmConfig):
     text_alone: float = Field(0.1, ge=0, le=1)
     questions: int = Field(3, ge=0, description="most that are asked about one picture")
     text_dropout: float = Field(0.1, ge=0, le=1, description="share of the pictures drawn without their caption")
-    # reached after half of the steps: what follows from what is learnt first, and slowly where codes are hidden at once
+    # it grows, for where codes are hidden from the start, what follows from what is learnt late
     code_dropout: float = Field(
-        0.0, ge=0, le=1, description="share of the pictures drawn with some of their own codes out of sight"
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the pictures drawn with codes of theirs hidden, from halfway through; before, it grows",
     )
     given: Literal["causal", "full"] = Field(
         "causal", description="how what is given is read: each token with those before it, or with the whole part"
@@ -334,7 +339,7 @@ class Interleaved(Paradigm):
 
     def _begun(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
         """What comes before that which is asked for: its tokens (T,), and their wholes as in `Told`."""
-        tasks = [isinstance(part, Special) and part.name in ("draw", "describe", "answer") for part in parts]
+        tasks = [isinstance(part, Special) and part.name in TASKS for part in parts]
         told = self._told(list(zip(parts, [False, *tasks], strict=False)))
         return told.tokens[:-1], told.wholes[:-1]
 
@@ -342,9 +347,10 @@ class Interleaved(Paradigm):
         """Which tokens of each sequence are out of sight, bool (T,): of some drawn pictures, some codes."""
         length = self.codes.length
         share = self.config.code_dropout * min(1, 2 * batch.step / self.steps) if self.training else 0.0
-        some, rate = (uniform(batch.seed, batch.step, batch.rows, CODE_STREAM + i) for i in range(2))
+        chance, level = (uniform(batch.seed, batch.step, batch.rows, CODE_STREAM + i) for i in range(2))
+        # half of those that are hit hide all codes, the others any share of them
+        rate = torch.where(chance < share, (2 * level).clamp_max(1), 0)
         counters = batch.rows[:, None].cpu() * length + torch.arange(length)
-        rate = torch.where(some < share, (2 * rate).clamp_max(1), 0)  # half of them draw from the text alone
         out = uniform(batch.seed, batch.step, counters, CODE_STREAM + 2) < rate[:, None]
         hidden = [each.roles == CODE for each in told]
         for here, codes in zip(hidden, out, strict=True):

@@ -99,6 +99,7 @@ class Autoencoder(nn.Module):
         vectors = self.bottleneck.lookup(codes.long().flatten(2).movedim(1, -1))
         return self.decode_latents(to_grid(vectors, codes.shape[2:]))
 
+    @torch.no_grad()
     def code_vectors(self) -> Tensor:
         """What the decoder is given for every code, (codebooks, size, out_width): each beside codes 0 of the others."""
         self._needs_codes()
