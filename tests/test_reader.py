@@ -19,6 +19,7 @@ from smalti.data.image import read_text
 from smalti.errors import UserError
 from smalti.model import Reader, load
 from smalti.paradigms.autoregressive import AutoregressiveOptions
+from smalti.paradigms.interleaved import Interleaved
 from smalti.recipe import read
 from smalti.sampling.files import read_fitted
 from smalti.tokenizers.vocabulary import Special
@@ -46,6 +47,17 @@ def test_what_goes_on_from_a_run_reads_texts_as_it_did(worded, tmp_path):
     recipe = words_recipe(data, str(worded.tokenizer), steps=1)
     run = runs.train(recipe, out=tmp_path / "run", init=worded.run, device="cpu").folder
     assert (run / "text" / "tokenizer.json").read_text() == (worded.run / "text" / "tokenizer.json").read_text()
+
+
+def test_a_run_meets_its_tokenizers_codes_once(worded, tmp_path, monkeypatch):
+    met = []
+    monkeypatch.setattr(Interleaved, "know_codes", lambda self, vectors: met.append(vectors))
+    recipe = words_recipe(worded.data, str(worded.tokenizer), steps=1)
+    runs.train(recipe, out=tmp_path / "run", device="cpu")
+    (vectors,) = met
+    assert torch.equal(vectors, load(worded.tokenizer, "cpu").network.code_vectors())
+    runs.resume(tmp_path / "run", device="cpu")
+    assert len(met) == 1
 
 
 # --- Python

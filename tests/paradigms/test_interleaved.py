@@ -426,6 +426,9 @@ def test_hidden_codes_are_out_of_sight_and_only_in_training():
     assert all(torch.equal(one, other) for one, other in zip(hidden, halves[0] + halves[1], strict=True))
     first = dataclasses.replace(batch, step=0)
     assert not any(each.any() for each in model._hidden(first, told))  # of ten steps, all are hidden from the fifth on
+    lost = [made(drawing=1.0, text_alone=0.0, code_dropout=share).train() for share in (0.0, 1.0)]
+    said = [model.loss("network", batch, 5).terms[0].sum.item() for model in lost]
+    assert said[0] != said[1]
     # another code where none is seen changes nothing that is said
     one = max(range(64), key=lambda i: int(hidden[i].sum()))
     said = model.eval()._read([told[one]], torch.device("cpu"), [hidden[one]])[0]
