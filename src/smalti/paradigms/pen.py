@@ -36,7 +36,12 @@ class Pen:
         return self.stepper.step(x.to(self.dtype), positions=positions)
 
     def read_all(self, tokens: Tensor, wholes: Tensor) -> None:
-        """Begin with several tokens of each row (n, t), of parts that are read in order or as wholes (n, t)."""
+        """Begin with several tokens of each row (n, t), of parts that are read in order or as wholes (n, t).
+
+        There may be none: a text can begin with nothing before it.
+        """
+        if not tokens.shape[1]:
+            return
         positions, states = [], []
         for each in tokens.unbind(1):
             positions.append(self.walk.positions())
