@@ -13,7 +13,7 @@ from smalti.data.naming import captions, questions
 from smalti.data.order import draws
 from smalti.data.scenes import Scenes, read_scenes
 
-SCENES = 0.45  # of all examples
+SCENES = 0.3  # of all examples
 THINGS = 0.9  # the same where all scenes hold one thing
 VALIDATION = 0.05  # of the pairs of concept and artist that are not for the test, those held out to choose a model by
 TONE = "skin tone"  # in the names of variants

@@ -24,6 +24,7 @@ from smalti.recipes.emoji_words import (
     emoji_judge,
     emoji_mix_tokenizer,
     emoji_mix_vae,
+    emoji_scenes,
     emoji_text_dit,
     emoji_things,
 )
@@ -70,6 +71,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "emoji-mix-tokenizer": emoji_mix_tokenizer,
     "emoji-mix-vae": emoji_mix_vae,
     "emoji-things": emoji_things,
+    "emoji-scenes": emoji_scenes,
     "emoji": emoji,
     "emoji-text-dit": emoji_text_dit,
     "emoji-judge": emoji_judge,

@@ -76,29 +76,47 @@ def emoji_things() -> Recipe:
     )
 
 
-def emoji() -> Recipe:
-    """Emoji drawn from words and put into words: captions, scenes and questions in one sequence of one vocabulary.
+def emoji_scenes() -> Recipe:
+    """What stands where, from scenes of up to four things, drawn and read: the second stage of `emoji`.
 
     It goes on from `emoji-things`, its run in runs/emoji-things, and keeps its tokenizer.
 
-    smalti train emoji --init runs/emoji-things
-    data: emoji-mix
+    smalti train emoji-scenes --init runs/emoji-things
+    data: emoji-scenes
     """
-    things = emoji_things()
-    return things.changed(
+    return emoji_things().changed(
         **{
-            "name": "emoji",
-            "data": MIX.model_copy(update={"most": 280_000}).model_dump(),
+            "name": "emoji-scenes",
+            "data": DataConfig(source="emoji-scenes", most=110_000).model_dump(),
             "init": "runs/emoji-things",
             # a picture that is read costs as much as one that is drawn, so much is asked about each of fewer
             "paradigm.drawing": 0.62,
             "paradigm.questions": 5,
             "paradigm.text_alone": 0.1,
             "paradigm.code_dropout": 0.5,
+            "training.steps": 1700,
+            "training.validate_every": 850,
+        }
+    )
+
+
+def emoji() -> Recipe:
+    """Emoji drawn from words and put into words: captions, scenes and questions in one sequence of one vocabulary.
+
+    It goes on from `emoji-scenes`, its run in runs/emoji-scenes, and keeps its tokenizer.
+
+    smalti train emoji --init runs/emoji-scenes
+    data: emoji-mix
+    """
+    return emoji_scenes().changed(
+        **{
+            "name": "emoji",
+            "data": MIX.model_copy(update={"most": 120_000}).model_dump(),
+            "init": "runs/emoji-scenes",
             # drawings are to be known by heart, and those held out are then guessed the worse
-            "training.steps": 4200,
+            "training.steps": 1800,
             "training.lr_end": 0.01,
-            "training.validate_every": 1400,
+            "training.validate_every": 900,
         }
     )
 
