@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tests.paradigms.bert import bert
 from tests.sampling.drawn import drawn_run
+from tests.tiny import smalti as smalti
 
 from smalti import device as devices
 from smalti import model as models
@@ -615,6 +616,13 @@ def test_what_is_no_prompt_is_told_in_one_line(wrong, tmp_path):
     with pytest.raises(UserError, match="prompt") as error:
         model.sample(2, wrong)
     assert "\n" not in str(error.value)
+
+
+def test_the_best_by_reading_needs_a_model_that_reads(smalti, tmp_path):
+    told(PAINTER, tmp_path / "model", TEXT)
+    answer = smalti("sample", tmp_path / "model", WORDS[0], "--best-of", 2, "--out", tmp_path / "out")
+    assert (answer.status, len(answer.err.splitlines())) == (2, 1)
+    assert "cannot read" in answer.err
 
 
 def test_conditions_are_what_the_paradigm_takes(generator_model, tmp_path):

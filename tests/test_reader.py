@@ -15,7 +15,7 @@ from tests.tiny import words_recipe
 
 from smalti import checkpoint, runs
 from smalti.checkpoint import export
-from smalti.data.image import read_text
+from smalti.data.image import read_image, read_text
 from smalti.errors import UserError
 from smalti.model import Reader, load
 from smalti.paradigms.autoregressive import AutoregressiveOptions
@@ -304,6 +304,20 @@ def test_a_part_is_kept_and_the_prompt_drawn_around_it(smalti, worded, tmp_path,
     assert "the prompt is empty" in smalti("complete", worded.run, picture, "--keep", 0.5, "--prompt", " ").err
 
 
+def test_the_best_of_several_is_one_of_them(smalti, worded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for count, more in ((2, ("--best-of", 3)), (6, ())):
+        told = smalti("sample", worded.run, "lying waves", "--n", count, *more, "--out", str(count))
+        assert told.status == 0, told.err
+    pictures = [read_image(path, 1) for path in sorted(Path("6").iterdir())]
+    assert len(pictures) == 6
+    for i, path in enumerate(sorted(Path("2").iterdir())):
+        assert any((read_image(path, 1) == each).all() for each in pictures[3 * i : 3 * i + 3])
+        assert json.loads(read_text(path)["smalti:options"])["best_of"] == 3
+        assert "smalti:best-of" not in read_text(path)  # which is of labels
+    assert "--best-of is of pictures" in smalti("caption", worded.run, worded.data / "000.png", "--best-of", 2).err
+
+
 def test_captions_and_answers_from_the_command_line(smalti, worded):
     files = [worded.data / "000.png", worded.data / "001.png"]
     told = smalti("caption", worded.run, *files)
@@ -334,7 +348,6 @@ def test_what_a_user_gets_wrong_is_one_line(smalti, worded, tiny, tmp_path):
     for words, told in [
         (("sample", worded.run, ""), "the prompt is empty"),
         (("sample", worded.run, "x", "--label", "Standing"), "leave --label out"),
-        (("sample", worded.run, "x", "--best-of", 2), "trained with text"),
         (("sample", tiny.run, "x"), "trained without text"),
         (("ask", worded.run, picture), "then the question"),
         (("ask", worded.run, picture, "what?", "--guidance", 2), "--guidance is of pictures"),

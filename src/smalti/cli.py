@@ -297,7 +297,7 @@ def sample(
     seed: Seed = 0,
     best_of: Annotated[
         int | None,
-        typer.Option(metavar="K", min=1, max=10_000, help="of K drawn, keep the one that likeliest carries the label"),
+        typer.Option(metavar="K", min=1, max=10_000, help="of K drawn, keep what likeliest is the label or the prompt"),
     ] = None,
     out: OutFolder = Path("samples"),
     animate: Annotated[
@@ -310,8 +310,9 @@ def sample(
     The paradigm's options are options here: --temperature, --top-k, --guidance … A continuous tokenizer draws from its
     prior, and takes --n and --seed only.
     """
+    from smalti.config import changed
     from smalti.evaluation.best import bests
-    from smalti.model import Tokenizer, load
+    from smalti.model import Reader, Tokenizer, load
     from smalti.sampling.animate import animate_samples, animation_kind
     from smalti.sampling.files import drawing, write_samples
 
@@ -334,7 +335,9 @@ def sample(
         options = _options(generator, context.obj)
         asked_for = _asked_for(generator, run, prompt, label)
         if generator.words and best_of is not None:
-            raise UserError("--best-of keeps what likeliest carries a label, and this model was trained with text")
+            if not isinstance(generator, Reader):
+                raise UserError("--best-of keeps what reads most like the prompt, and this model cannot read")
+            options, best_of = changed(options, {"best_of": best_of}), None
         told = {"smalti:options": options.model_dump_json()}
         if animate is not None:
             animation_kind(animate)  # before anything is drawn for nothing
@@ -615,7 +618,9 @@ def _text_options(reader: Reader, fields: dict[str, str]) -> Config:
     options = _options(reader, fields)
     for name in fields:
         if "text" not in name:
-            raise UserError(f"--{name} is of pictures that are drawn, and here text is written: try --text-temperature")
+            raise UserError(
+                f"--{name.replace('_', '-')} is of pictures that are drawn, and here text is written: try --text-temperature"
+            )
     return options
 
 

@@ -267,6 +267,37 @@ def test_a_trajectory_ends_at_the_sample():
 
 
 @torch.no_grad()
+def fit(model: Interleaved, codes: torch.Tensor, text: str) -> float:
+    """The log probability of a text after a picture, by the whole network."""
+    sequence = model.vocabulary.interleave([Codes("image", codes), Special("describe"), model.cut(text)])
+    states = model.grammar.states(sequence[None])
+    x = model.token(sequence[None]) + model.next(F.pad(states[:, 1:], (0, 1)))
+    logits = model.head(model.network(x, model.grammar.positions(sequence[None])))[0, :-1]
+    allowed = model.grammar.allowed[model.grammar.turn_of[states[0, 1:]]]
+    log_p = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+    begin = sequence.tolist().index(model.vocabulary.id_of("begin_text"))
+    return sum(log_p[at, sequence[at + 1]].item() for at in range(begin, len(sequence) - 1))
+
+
+def test_the_best_of_several_is_what_reads_most_like_its_prompt():
+    model, prompts = made(), ["a red dog", "two green birds, on white", "a blue cat"]
+    each = model.sample(15, [prompt for prompt in prompts for _ in range(5)], seed=4).view(3, 5, 2, 2, 3)
+    fits = torch.tensor([[fit(model, one, prompt) for one in five] for prompt, five in zip(prompts, each, strict=True)])
+    chosen, way = fits.argmax(1), []
+    assert chosen.unique().numel() > 1  # it is not always the first
+    best = model.sample(3, prompts, seed=4, options=InterleavedOptions(best_of=5), trajectory=way)
+    assert torch.equal(best, each[torch.arange(3), chosen])
+    assert torch.equal(way[-1], best)
+    assert len(way) == CODE_SPEC.length
+    # sample i has its own candidates, however the work is split
+    assert torch.equal(model.sample(1, prompts[2:], seed=4, options=InterleavedOptions(best_of=5), first=2)[0], best[2])
+    # nothing tells which is best of what is drawn for nobody: the first is kept
+    assert torch.equal(model.sample(2, seed=4, options=InterleavedOptions(best_of=3)), model.sample(6, seed=4)[[0, 3]])
+    begun = [model.cut(prompts[0]), Special("draw")]
+    assert torch.equal(model.draw_after(begun, 4, InterleavedOptions(best_of=5)), best[0])
+
+
+@torch.no_grad()
 def test_writing_step_by_step_is_writing_with_the_whole_network():
     model = made()
     picture = Codes("image", torch.randint(0, 8, (2, 2, 3), generator=torch.Generator().manual_seed(3)))

@@ -63,8 +63,14 @@ Begun = tuple[Tensor, Tensor]  # tokens that are given, and which part that is r
 
 
 class InterleavedOptions(ChoiceConfig, GuidanceConfig):
-    """How to sample. `temperature`, `top_k`, `top_p` and guidance are for pictures, those of text have its name."""
+    """How to sample. `temperature`, `top_k`, `top_p`, guidance and `best_of` are for pictures, those of text have its
+    name.
 
+    Of several pictures drawn after a prompt, the one is kept that the same network would most likely describe by it, as
+    DALL·E kept those that CLIP found to fit (Ramesh et al. 2021, section 2.6).
+    """
+
+    best_of: int = Field(1, ge=1, le=10_000, description="of so many drawn, keep what reads most like its prompt")
     text_temperature: float = Field(0.0, ge=0, description="0 takes the likeliest piece")
     text_top_k: int | None = Field(None, ge=1)
     text_top_p: float | None = Field(None, gt=0, le=1)
@@ -259,18 +265,22 @@ class Interleaved(Paradigm):
 
         Nothing is drawn here, and there are no steps. Raises UserError on codes that do not exist.
         """
-        device = self.head.weight.device
-        known_codes(self.codes, x, torch.ones_like(x, dtype=torch.bool), len(x), device)
+        known_codes(self.codes, x, torch.ones_like(x, dtype=torch.bool), len(x), self.head.weight.device)
         told = []
         for codes, prompt in zip(x.cpu(), condition or [""] * len(x), strict=True):
             asked = self.cut(prompt) if prompt else NOBODY
             told.append(self._told([(asked, False), (Special("draw"), False), (Codes("image", codes), True)]))
-        order = sorted(range(len(told)), key=lambda i: -len(told[i].tokens))
+        return self._log_p(told, CODE)
+
+    def _log_p(self, told: Sequence[Told], of: int) -> Tensor:
+        """The log probability of the tokens of this role in each sequence, in nats: float64 (n,)."""
+        device = self.head.weight.device
         nats = torch.zeros(len(told), dtype=torch.float64, device=device)
         if not told:
             return nats
+        order = sorted(range(len(told)), key=lambda i: -len(told[i].tokens))
         hidden, targets, turns, role, example = self._read([told[i] for i in order], device)
-        for here, logits, place in self._choices(hidden, targets, turns, role == CODE):
+        for here, logits, place in self._choices(hidden, targets, turns, role == of):
             check_finite(logits)
             log_p = logits.double().log_softmax(-1).gather(1, place[:, None])[:, 0]
             nats.index_add_(0, example[here], log_p)
@@ -430,8 +440,9 @@ class Interleaved(Paradigm):
 
         condition: a prompt for each; None or "" leaves what is drawn open. known: codes (n, Q, *grid) of which those
         under `mask` (bool, same shape) are kept: they must come first in raster order. Row i draws its noise from
-        (seed, first + i). `trajectory` is given the grid after every code, -1 where none has been chosen yet. Raises
-        UserError on a mask that it cannot honour and on weights that are not finite.
+        (seed, first + i); with `best_of` K, its candidates are the rows (first + i) * K to (first + i + 1) * K - 1.
+        `trajectory` is given the grid after every code, -1 where none has been chosen yet. Raises UserError on a mask
+        that it cannot honour and on weights that are not finite.
         """
         options = options or self.config.sampling
         device = self.head.weight.device
@@ -440,31 +451,55 @@ class Interleaved(Paradigm):
             raise UserError(
                 "a next-token model completes only what follows in reading order: the kept part must come first"
             )
-        prompts = [NOBODY if not text else self.cut(text) for text in condition or [""] * n]
-        begun = [self._begun([prompt, Special("draw")]) for prompt in prompts]
-        length = self.codes.length
-        ways, done = [torch.full((n, length), -1) for _ in range(length)], 0
+        asked = [NOBODY if not text else self.cut(text) for text in condition or [""] * n]
+        length, each = self.codes.length, options.best_of
+        asked = [prompt for prompt in asked for _ in range(each)]
+        codes, keep = codes.repeat_interleave(each, 0), keep.repeat_interleave(each, 0)
+        begun = [self._begun([prompt, Special("draw")]) for prompt in asked]
+        ways = [torch.full((len(begun), length), -1) for _ in range(0 if trajectory is None else length)]
+        done = 0
         for rows in _alike(begun):
             where = torch.tensor(rows)
             prefix = self._stacked([begun[row] for row in rows])
-            drawing = self._drawn(prefix, codes[where], keep[where], seed, first + where, options)
+            drawing = self._drawn(prefix, codes[where], keep[where], seed, first * each + where, options)
             for place, chosen in enumerate(drawing):
                 codes[where, : place + 1] = chosen
-                ways[place][where, : place + 1] = chosen.cpu()
-                progress(done * length + (place + 1) * len(rows), n * length)
+                if ways:
+                    ways[place][where, : place + 1] = chosen.cpu()
+                progress(done * length + (place + 1) * len(rows), len(begun) * length)
             done += len(rows)
+        best = self._best(asked, codes, each)
         if trajectory is not None:
-            trajectory += [as_grid(way, self.codes) for way in ways]
-        return as_grid(codes, self.codes)
+            trajectory += [as_grid(way[best.cpu()], self.codes) for way in ways]
+        return as_grid(codes[best], self.codes)
+
+    def _best(self, asked: Sequence[Part], codes: Tensor, each: int) -> Tensor:
+        """Of codes (n * each, T), which n to keep: of every `each`, the one that reads most like what was asked for."""
+        fits = torch.zeros(len(codes), dtype=torch.float64, device=codes.device)
+        for start in range(0, len(codes) if each > 1 else 0, AT_ONCE):
+            rows = range(start, min(start + AT_ONCE, len(codes)))
+            worded = [row for row in rows if isinstance(asked[row], Text)]
+            seen = as_grid(codes[worded].cpu(), self.codes)
+            fits[worded] = self._log_p(
+                [
+                    self._told([(Codes("image", picture), False), (Special("describe"), False), (asked[row], True)])
+                    for picture, row in zip(seen, worded, strict=True)
+                ],
+                PIECE,
+            )
+        first = torch.arange(0, len(codes), each, device=codes.device)
+        return first + fits.view(-1, each).argmax(1)
 
     @torch.no_grad()
     def draw_after(self, parts: Sequence[Part], seed: int = 0, options: InterleavedOptions | None = None) -> Tensor:
         """The codes (Q, *grid) of the picture that follows; the last of the parts says `draw`."""
-        device = self.head.weight.device
-        codes, keep = known_codes(self.codes, None, None, 1, device)
-        prefix = self._stacked([self._begun(parts)])
-        *_, codes = self._drawn(prefix, codes, keep, seed, torch.zeros(1).long(), options or self.config.sampling)
-        return as_grid(codes, self.codes)[0].cpu()
+        options = options or self.config.sampling
+        each = options.best_of
+        codes, keep = known_codes(self.codes, None, None, each, self.head.weight.device)
+        prefix = self._stacked([self._begun(parts)] * each)
+        *_, codes = self._drawn(prefix, codes, keep, seed, torch.arange(each), options)
+        best = self._best([parts[-2]] * each, codes, each)
+        return as_grid(codes[best], self.codes)[0].cpu()
 
     def _drawn(
         self,
