@@ -618,9 +618,8 @@ def _text_options(reader: Reader, fields: dict[str, str]) -> Config:
     options = _options(reader, fields)
     for name in fields:
         if "text" not in name:
-            raise UserError(
-                f"--{name.replace('_', '-')} is of pictures that are drawn, and here text is written: try --text-temperature"
-            )
+            asked = name.replace("_", "-")
+            raise UserError(f"--{asked} is of pictures that are drawn, and here text is written: try --text-temperature")
     return options
 
 
