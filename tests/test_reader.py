@@ -315,7 +315,7 @@ def test_the_best_of_several_is_one_of_them(smalti, worded, tmp_path, monkeypatc
         assert any((read_image(path, 1) == each).all() for each in pictures[3 * i : 3 * i + 3])
         assert json.loads(read_text(path)["smalti:options"])["best_of"] == 3
         assert "smalti:best-of" not in read_text(path)  # which is of labels
-    assert "--best-of is of pictures" in smalti("caption", worded.run, worded.data / "000.png", "--best-of", 2).err
+    assert "--best-of is of drawing" in smalti("caption", worded.run, worded.data / "000.png", "--best-of", 2).err
 
 
 def test_captions_and_answers_from_the_command_line(smalti, worded):
@@ -350,8 +350,8 @@ def test_what_a_user_gets_wrong_is_one_line(smalti, worded, tiny, tmp_path):
         (("sample", worded.run, "x", "--label", "Standing"), "leave --label out"),
         (("sample", tiny.run, "x"), "trained without text"),
         (("ask", worded.run, picture), "then the question"),
-        (("ask", worded.run, picture, "what?", "--guidance", 2), "--guidance is of pictures"),
-        (("caption", worded.run, picture, "--temperature", 2), "--temperature is of pictures"),
+        (("ask", worded.run, picture, "what?", "--guidance", 2), "--guidance is of drawing"),
+        (("caption", worded.run, picture, "--temperature", 2), "--temperature is of drawing"),
         (("caption", worded.run, picture, "--text-temperatur", 2), "nearest: text_temperature"),
         (("ask", worded.run, picture, picture), "the question is missing"),
         (("ask", worded.run, picture, " "), "empty"),

@@ -619,7 +619,7 @@ def _text_options(reader: Reader, fields: dict[str, str]) -> Config:
     for name in fields:
         if "text" not in name:
             asked = name.replace("_", "-")
-            raise UserError(f"--{asked} is of pictures that are drawn, and here text is written: try --text-temperature")
+            raise UserError(f"--{asked} is of drawing, and here text is written: try --text-temperature")
     return options
 
 
