@@ -48,6 +48,7 @@ from smalti.training.log import ProgressLine
 SEED = 0
 TRUSTED = 0.6  # of real held-out drawings whose caption the judge puts first; below, what it says is worth nothing
 HOT = 1.5  # the temperature at which grids still have to come out whole
+FEW = 25  # prompts of a kind there
 KINDS = {
     "what is beside it": "what is left of, right of, above, below",
     "how many": "how many things",
@@ -174,7 +175,7 @@ def drawings_read(model: Reader, chosen: Drawings, title: str) -> Row:
 
 def hot(model: Reader, asked: list[str], n: int) -> Row:
     """Pictures drawn hot: how many grids are whole, of their own codes."""
-    options = changed(model.options, {"temperature": HOT, "top_k": None, "top_p": None})
+    options = changed(model.options, {"temperature": HOT, "top_k": None, "top_p": None, "best_of": 1})
     with drawing(n) as line:
         grids = model.draw(n, [asked[i % len(asked)] for i in range(n)], seed=SEED, options=options, progress=line.told)
     spec = model.network.codes
@@ -231,7 +232,8 @@ def main() -> None:
             drawings_read(model, seen, "seen in training"),
             drawings_read(model, unseen, "never seen"),
         ]
-        found["hot"] = [hot(model, captions + unseen.prompts, many)]
+        few = captions[:FEW] + unseen.prompts[:FEW]  # prompts of one length are drawn together
+        found["hot"] = [hot(model, few, many)]
     found["seconds"] = [{"a fresh process": "from prompt to PNG", "seconds": seconds(options.model)}]
     for title, rows in found.items():
         table(f"{title}, {options.model}, n = {n}, seed {SEED}", rows)

@@ -19,7 +19,7 @@ from smalti.recipes.folder import STRIDES, choose, expectation
 SIGNALS = {
     "fashion-mnist": SignalSpec(channels=1, shape=(28, 28)),
     "cifar10": SignalSpec(channels=3, shape=(32, 32)),
-    **dict.fromkeys(("emoji", "emoji-mix", "emoji-pairs", "emoji-things"), SignalSpec(channels=3, shape=(64, 64))),
+    **{name: SignalSpec(channels=3, shape=(64, 64)) for name in NAMED_SETS if name.startswith("emoji")},
 }
 TEXT = TextSpec(pieces=300, sha256="")
 

@@ -11,9 +11,11 @@ from smalti.data.emoji_pairs import PAIR_GROUPS, part_of_pair, read_pairs
 from smalti.data.example import Detail, Item, Questions, Source
 from smalti.data.naming import captions, questions
 from smalti.data.order import draws
+from smalti.data.scene import Part
 from smalti.data.scenes import Scenes, read_scenes
 
-SCENES = 0.3  # of all examples
+SCENES = 0.5  # of all examples
+FEW_SCENES = 0.3  # the same where single drawings come first
 THINGS = 0.9  # the same where all scenes hold one thing
 VALIDATION = 0.05  # of the pairs of concept and artist that are not for the test, those held out to choose a model by
 TONE = "skin tone"  # in the names of variants
@@ -80,13 +82,13 @@ class EmojiMix(Source):
         return None if which < self.share else int(at * len(self.details))
 
 
-def read_mix(contents: Mapping[str, bytes], things: bool = False) -> dict[str, EmojiMix]:
+def read_mix(contents: Mapping[str, bytes], share: float = SCENES, train: Part = "train") -> dict[str, EmojiMix]:
     """The emoji set's files -> the splits of the mix: test are scenes with unseen pairs, and unseen drawings.
 
-    `things`: scenes for training hold one thing each, and there are few drawings. Variants of skin tone are left out:
-    they are half of all drawings, and nearly the same as one another.
+    Of the examples for training `share` are scenes, those of the part `train`. Variants of skin tone are left out: they
+    are half of all drawings, and nearly the same as one another.
     """
-    scenes = read_scenes(contents, test="unseen-pairs", train="things" if things else "train")
+    scenes = read_scenes(contents, test="unseen-pairs", train=train)
     pixels, groups, details = read_pairs(contents)
     found = np.array(
         ["" if TONE in detail.text[0] else part_of_pair(detail.kind, detail.artist, VALIDATION) for detail in details]
@@ -94,6 +96,6 @@ def read_mix(contents: Mapping[str, bytes], things: bool = False) -> dict[str, E
     mix = {}
     for split, of_scenes in scenes.items():
         chosen = np.flatnonzero(found == split)
-        share = THINGS if things and split == "train" else SCENES
-        mix[split] = EmojiMix(of_scenes, pixels[chosen], groups[chosen], [details[i] for i in chosen], share)
+        of_split = share if split == "train" else SCENES
+        mix[split] = EmojiMix(of_scenes, pixels[chosen], groups[chosen], [details[i] for i in chosen], of_split)
     return mix

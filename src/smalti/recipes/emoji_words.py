@@ -100,23 +100,43 @@ def emoji_scenes() -> Recipe:
     )
 
 
-def emoji() -> Recipe:
-    """Emoji drawn from words and put into words: captions, scenes and questions in one sequence of one vocabulary.
+def emoji_drawings() -> Recipe:
+    """The breadth of single drawings: the third stage of `emoji`.
 
     It goes on from `emoji-scenes`, its run in runs/emoji-scenes, and keeps its tokenizer.
 
-    smalti train emoji --init runs/emoji-scenes
-    data: emoji-mix
+    smalti train emoji-drawings --init runs/emoji-scenes
+    data: emoji-drawings
     """
     return emoji_scenes().changed(
         **{
-            "name": "emoji",
-            "data": MIX.model_copy(update={"most": 120_000}).model_dump(),
+            "name": "emoji-drawings",
+            "data": DataConfig(source="emoji-drawings", most=120_000).model_dump(),
             "init": "runs/emoji-scenes",
             # drawings are to be known by heart, and those held out are then guessed the worse
             "training.steps": 1800,
             "training.lr_end": 0.01,
             "training.validate_every": 900,
+        }
+    )
+
+
+def emoji() -> Recipe:
+    """Emoji drawn from words and put into words: captions, scenes and questions in one sequence of one vocabulary.
+
+    It goes on from `emoji-drawings`, its run in runs/emoji-drawings, and keeps its tokenizer.
+
+    smalti train emoji --init runs/emoji-drawings
+    data: emoji-mix
+    """
+    return emoji_drawings().changed(
+        **{
+            "name": "emoji",
+            "data": MIX.model_copy(update={"most": 110_000}).model_dump(),
+            "init": "runs/emoji-drawings",
+            "paradigm.code_dropout": 0.3,
+            "training.steps": 1700,
+            "training.validate_every": 850,
         }
     )
 
