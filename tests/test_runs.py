@@ -16,12 +16,14 @@ from tests.tiny import tiny as tiny
 
 import smalti
 from smalti import runs
+from smalti.checkpoint import read_config
 from smalti.data.image import read_image, to_signal
 from smalti.data.loader import Loader
 from smalti.errors import UserError
 from smalti.evaluation.report import Report
 from smalti.model import Generator, Tokenizer, load
 from smalti.recipe import read
+from smalti.runs import MINUTES, MINUTES_BEFORE
 from smalti.training.log import read_metrics
 
 train = functools.partial(runs.train, device="cpu")
@@ -193,6 +195,19 @@ def test_a_generator_that_starts_from_another_keeps_its_tokenizer(tiny, tmp_path
     train(recipe, out=tmp_path / "second", init=tiny.run)
     assert not (tmp_path / "second" / "tokenizer").exists()
     assert load(tmp_path / "second", "cpu").tokenizer.sha256 == load(tiny.run, "cpu").tokenizer.sha256
+
+
+def test_a_card_names_the_run_it_goes_on_from_and_counts_its_minutes(tiny, tmp_path):
+    recipe = tokenizer_recipe(tiny.data)
+    train(recipe, out=tmp_path / "one", changes={"training.steps": 2})
+    for name, init in (("two", "one"), ("three", "two")):
+        train(recipe, out=tmp_path / name, changes={"training.steps": 2}, init=tmp_path / init)
+    told = {name: read_config(tmp_path / name / "model") for name in ("one", "two", "three")}
+    assert [each["recipe"]["init"] for each in told.values()] == [None, "one", "two"]
+    minutes, before = ([each["figures"].get(key, 0.0) for each in told.values()] for key in (MINUTES, MINUTES_BEFORE))
+    assert min(minutes) > 0
+    assert before == pytest.approx([0.0, minutes[0], minutes[0] + minutes[1]])
+    assert str(tmp_path) not in (tmp_path / "three" / "model" / "README.md").read_text(encoding="utf-8")
 
 
 def test_an_earlier_model_of_another_shape(tiny, tmp_path):

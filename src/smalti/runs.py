@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from smalti import model as models
-from smalti.checkpoint import model_folder, saving, write_text
+from smalti.checkpoint import model_folder, read_config, saving, write_text
 from smalti.config import Examples, LatentSpec, TextSpec
 from smalti.data.arrays import Held, in_order, shuffled
 from smalti.data.augment import augment
@@ -42,6 +42,7 @@ from smalti.training.log import ProgressLine, read_metrics, say
 from smalti.training.loop import Progress, Run, fit
 from smalti.training.ranks import Ranks
 
+MINUTES, MINUTES_BEFORE = "minutes of training", "minutes of the stages before it"  # of a card
 TEXTS = 20_000  # examples whose texts a text tokenizer learns from
 
 
@@ -235,11 +236,14 @@ class _Training:
             if recipe.init:
                 _start_from(paradigm, recipe.init)
 
+        before = minutes_of(Path(recipe.init)) if recipe.init else {}
+
         def keep(average: Paradigm, progress: Progress) -> None:
             figures = {
                 "step": progress.step,
                 "held-out loss": progress.best,
-                "minutes of training": progress.seconds / 60,
+                MINUTES: progress.seconds / 60,
+                **before,
             }
             models.write(self.folder / "model", recipe, examples, average, figures, tokenizers)
 
@@ -402,6 +406,15 @@ def _undo_start(folder: Path) -> None:
     if not any(folder.glob("**/state/latest")):
         for path in (folder / "tokenizer" / "recipe.json", folder / "recipe.json"):
             path.unlink(missing_ok=True)
+
+
+def minutes_of(init: Path) -> dict[str, float]:
+    """What the training of a run that another goes on from took, for the figures of that one; of a model that was not
+    trained here nobody knows."""
+    if holds_text_model(init):
+        return {}
+    figures = read_config(model_folder(init))["figures"]
+    return {MINUTES_BEFORE: figures.get(MINUTES, 0.0) + figures.get(MINUTES_BEFORE, 0.0)}
 
 
 def _text_of(init: Path) -> TextTokenizer | None:

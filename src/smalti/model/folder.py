@@ -62,9 +62,10 @@ def write(
 ) -> None:
     """Write a model folder that `load` rebuilds with no other input.
 
-    Where the recipe names the run of its tokenizer, which may be anywhere, the folder has that tokenizer's recipe.
+    Where the recipe names the run of its tokenizer, which may be anywhere, the folder has that tokenizer's recipe; of
+    the run it goes on from it has the name.
     """
-    cutters = {}
+    recipe, cutters = _anywhere(recipe), {}
     for name, carried in (tokenizers or {}).items():
         told = checkpoint.read_config(carried)
         cutters[name], settings = told["weights_sha256"], told["recipe"]
@@ -86,10 +87,16 @@ def write_card(path: Path, figures: Mapping[str, Any]) -> None:
     folder = checkpoint.model_folder(path)
     config = checkpoint.read_config(folder)
     config["figures"] = {**config.get("figures", {}), **figures}
-    recipe = parse(config["recipe"], str(folder / "config.json"))
+    recipe = _anywhere(parse(config["recipe"], str(folder / "config.json")))
+    config["recipe"] = recipe.model_dump(mode="json")
     checkpoint.write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     text = card(recipe, Examples.model_validate(config["examples"]), config["figures"])
     checkpoint.write_text(folder / "README.md", text)
+
+
+def _anywhere(recipe: Recipe) -> Recipe:
+    """A recipe as it may leave the machine: of a run that it goes on from, the name alone."""
+    return recipe.model_copy(update={"init": Path(recipe.init).name}) if recipe.init else recipe
 
 
 def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator | Aligner:
