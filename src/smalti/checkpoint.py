@@ -148,8 +148,9 @@ def shipped() -> list[str]:
 
 
 def export(path: str | Path, out: Path, dtype: torch.dtype) -> int:
-    """A copy of a model folder and its tokenizers with weights in another dtype: how many bytes it takes.
+    """A copy of a model folder with weights in another dtype: how many bytes it takes.
 
+    The tokenizers it carries stay as they are: rounded, they would cut the same pictures into other codes.
     Raises UserError where there is no model, and where `out` is there already.
     """
     folder = model_folder(path)
@@ -160,16 +161,9 @@ def export(path: str | Path, out: Path, dtype: torch.dtype) -> int:
     config = read_config(folder)
     weights = read_weights(folder, config)
     cast = {name: each.to(dtype) if each.is_floating_point() else each for name, each in weights.items()}
-    carried = sorted(each.parent for each in (folder / "tokenizers").glob("*/config.json"))
     with new_folder(out) as fresh:
         shutil.copytree(folder, fresh, dirs_exist_ok=True)
         (fresh / "model.safetensors").unlink()
-        for tokenizer in carried:
-            inside = fresh / tokenizer.relative_to(folder)
-            shutil.rmtree(inside)
-            export(tokenizer, inside, dtype)
-            if "tokenizers" in config:
-                config["tokenizers"][tokenizer.name] = read_config(inside)["weights_sha256"]
         _write_weights(fresh, config, cast)
     return sum(each.stat().st_size for each in out.rglob("*") if each.is_file())
 

@@ -466,7 +466,7 @@ class Interleaved(Paradigm):
                 codes[where, : place + 1] = chosen
                 if ways:
                     ways[place][where, : place + 1] = chosen.cpu()
-                progress(done * length + (place + 1) * len(rows), len(begun) * length)
+                progress((done * length + (place + 1) * len(rows)) // len(begun), length)
             done += len(rows)
         best = self._best(asked, codes, each)
         if trajectory is not None:
