@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -66,3 +68,10 @@ def test_a_plain_ground_is_seen(emoji):
 def test_another_prompt_is_another_picture(emoji):
     hearts, apples = emoji.sample(4, "red heart", seed=0), emoji.sample(4, "green apple", seed=0)
     assert not torch.equal(hearts, apples)
+
+
+def test_no_compiler_is_loaded_for_a_picture():
+    """It takes torch a second, of the few that a newcomer waits."""
+    draw = "import smalti, sys; smalti.load('emoji', 'cpu').sample(1, 'red heart')"
+    code = f"{draw}; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=240, check=False).returncode == 0

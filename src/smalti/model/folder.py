@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from smalti import checkpoint
 from smalti.config import Examples, SignalSpec, checked
@@ -28,6 +29,18 @@ from smalti.tokenizers.text import TextTokenizer
 TEXT_FILE = "tokenizers/text/tokenizer.json"  # in a model folder
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves weights as they are made: to fill those without memory, torch would load its compiler, for a second."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def build(recipe: Recipe, examples: Examples, text: TextTokenizer | None = None) -> Paradigm:
     """The untrained paradigm that a recipe describes, with what cuts its texts. Raises UserError as `check_size`."""
     check_size(recipe, examples.signal)
@@ -38,7 +51,7 @@ def build(recipe: Recipe, examples: Examples, text: TextTokenizer | None = None)
 
 def check_size(recipe: Recipe, signal: SignalSpec) -> None:
     """Raises UserError where the weights of a recipe's network are more than this machine has memory for."""
-    with torch.device("meta"):  # shapes, and no memory
+    with torch.device("meta"), _Unfilled():  # shapes, and no memory
         if isinstance(recipe.model, TransformerConfig):
             context_width = recipe.model.width if recipe.paradigm.words else None
             network: nn.Module = Transformer(recipe.model, conditioned=True, context_width=context_width)
