@@ -17,7 +17,7 @@ from smalti import checkpoint, runs
 from smalti.checkpoint import export
 from smalti.data.image import read_image, read_text
 from smalti.errors import UserError
-from smalti.model import Reader, load
+from smalti.model import Reader, generator, load
 from smalti.paradigms.autoregressive import AutoregressiveOptions
 from smalti.paradigms.interleaved import Interleaved
 from smalti.recipe import read
@@ -324,6 +324,22 @@ def test_the_best_of_several_is_one_of_them(smalti, worded, tmp_path, monkeypatc
     assert "--best-of is of drawing" in smalti("caption", worded.run, worded.data / "000.png", "--best-of", 2).err
 
 
+def test_however_many_candidates_not_all_are_drawn_at_once(reader, monkeypatch):
+    together, drawn = [], Interleaved._drawn
+
+    def counted(self, prefix, codes, *more):
+        together.append(len(codes))
+        return drawn(self, prefix, codes, *more)
+
+    monkeypatch.setattr(Interleaved, "_drawn", counted)
+    monkeypatch.setattr(generator, "CANDIDATES", 6)
+    for best_of, expected in ((1, [5]), (3, [6, 6, 3]), (9, [9] * 5)):
+        together.clear()
+        options = reader.options.model_copy(update={"best_of": best_of})
+        assert len(reader.sample(5, "lying waves", options=options)) == 5
+        assert together == expected
+
+
 def test_captions_and_answers_from_the_command_line(smalti, worded):
     files = [worded.data / "000.png", worded.data / "001.png"]
     told = smalti("caption", worded.run, *files)
@@ -372,10 +388,7 @@ def test_what_a_user_gets_wrong_is_one_line(smalti, worded, tiny, tmp_path):
         (("export", worded.run, "--out", tmp_path), "already"),
         (("export", worded.run, "--out", tmp_path / "e", "--dtype", "int4"), "bf16 or fp32"),
         (("train", "emoji-text-dit", "--data", tiny.data, "--out", tmp_path / "r"), "no captions"),
-        (
-            ("train", "emoji", "--data", tiny.data, "--out", tmp_path / "r"),
-            "goes on from runs/emoji-drawings",
-        ),
+        (("train", "emoji", "--data", tiny.data, "--out", tmp_path / "r"), "goes on from runs/emoji-drawings"),
     ]:
         answer = smalti(*words)
         assert answer.status == 2, words

@@ -236,7 +236,7 @@ class _Training:
             if recipe.init:
                 _start_from(paradigm, recipe.init)
 
-        before = minutes_of(Path(recipe.init)) if recipe.init else {}
+        before = _minutes_before(recipe.init, self.folder)
 
         def keep(average: Paradigm, progress: Progress) -> None:
             figures = {
@@ -408,13 +408,21 @@ def _undo_start(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def minutes_of(init: Path) -> dict[str, float]:
-    """What the training of a run that another goes on from took, for the figures of that one; of a model that was not
-    trained here nobody knows."""
-    if holds_text_model(init):
+def _minutes_before(init: str | None, folder: Path) -> dict[str, float]:
+    """For the figures of the run in `folder`: how long the training took of what it goes on from, as far as known.
+
+    A run that is resumed no longer needs what it began with, which may be gone; its own model then still says it.
+    """
+    if init is None:
         return {}
-    figures = read_config(model_folder(init))["figures"]
-    return {MINUTES_BEFORE: figures.get(MINUTES, 0.0) + figures.get(MINUTES_BEFORE, 0.0)}
+    for path, counted in ((init, (MINUTES, MINUTES_BEFORE)), (folder, (MINUTES_BEFORE,))):
+        try:
+            figures = read_config(model_folder(path)).get("figures", {})
+        except UserError:  # it is gone, was not trained here, or is not there yet
+            continue
+        if known := [figures[each] for each in counted if each in figures]:
+            return {MINUTES_BEFORE: sum(known)}
+    return {}
 
 
 def _text_of(init: Path) -> TextTokenizer | None:

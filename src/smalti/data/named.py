@@ -168,6 +168,7 @@ _EMOJI = NamedSet(
     ),
     artists=ARTISTS,
 )
+_MADE = replace(_EMOJI, of="emoji", labels=(), artists=())  # from its drawings, without end
 
 NAMED_SETS: dict[str, NamedSet] = {
     "fashion-mnist": NamedSet(
@@ -246,43 +247,28 @@ NAMED_SETS: dict[str, NamedSet] = {
         labels=PAIR_GROUPS,
     ),
     "emoji-mix": replace(
-        _EMOJI,
-        of="emoji",
+        _MADE,
         title="Scenes and single drawings without end, 64×64, with captions and questions; test: as of both sets",
         read=read_mix,
-        labels=(),
-        artists=(),
     ),
     "emoji-things": replace(
-        _EMOJI,
-        of="emoji",
+        _MADE,
         title="The same, but training's scenes hold one thing each, and nine of ten examples are scenes",
         read=lambda contents: read_mix(contents, THINGS, "things"),
-        labels=(),
-        artists=(),
     ),
     "emoji-drawings": replace(
-        _EMOJI,
-        of="emoji",
+        _MADE,
         title="The same as emoji-mix, but seven of ten of training's examples are single drawings",
         read=lambda contents: read_mix(contents, FEW_SCENES),
-        labels=(),
-        artists=(),
     ),
     "emoji-scenes": replace(
-        _EMOJI,
-        of="emoji",
+        _MADE,
         title="Scenes of one to four things drawn without end, 64×64, with captions; test: pairs never seen together",
         read=lambda contents: read_scenes(contents, test="unseen-pairs"),
-        labels=(),
-        artists=(),
     ),
     "emoji-scenes-drawings": replace(
-        _EMOJI,
-        of="emoji",
+        _MADE,
         title="The same scenes; test: a drawing never seen, of a thing seen as others draw it",
         read=lambda contents: read_scenes(contents, test="unseen-drawings"),
-        labels=(),
-        artists=(),
     ),
 }

@@ -11,10 +11,10 @@ from smalti.model.base import CALLED
 from smalti.recipe import Recipe
 
 CALLS = {
-    "interleaved": "x = model.sample(4, 'a prompt')\ntexts = model.caption(x)\nanswers = model.ask(x, 'how many?')",
+    "interleaved": 'x = model.sample(4, "a prompt")\ntexts = model.caption(x)\nanswers = model.ask(x, "how many?")',
     "tokenizer": "again = model.reconstruct(x)  # x: (B, C, *space) in [-1, 1]",
     "generator": "x = model.sample(4)",
-    "aligner": "fit = model.similarity(x, ['a text', 'another'])  # x: (B, C, *space) in [-1, 1]; cosines (B, 2)",
+    "aligner": 'fit = model.similarity(x, ["a text", "another"])  # x: (B, C, *space) in [-1, 1]; cosines (B, 2)',
 }
 
 
@@ -24,7 +24,7 @@ def card(recipe: Recipe, examples: Examples, figures: Mapping[str, Any]) -> str:
     kind = CALLED[recipe.paradigm.makes]
     call = CALLS.get(recipe.paradigm.kind, CALLS[recipe.paradigm.makes])
     if recipe.paradigm.words and recipe.paradigm.kind not in CALLS:
-        call = call.replace("(4)", "(4, 'a prompt')")
+        call = call.replace("(4)", '(4, "a prompt")')
     if recipe.generates:
         reads = recipe.paradigm.reads
         kind += " of pixels" if reads == "signals" else f" over a tokenizer's {reads}"
@@ -40,7 +40,8 @@ def card(recipe: Recipe, examples: Examples, figures: Mapping[str, Any]) -> str:
         "",
         "```python",
         "import smalti",
-        "model = smalti.load('path/to/this/folder')",
+        "",
+        'model = smalti.load("path/to/this/folder")',
         call,
         "```",
         "",

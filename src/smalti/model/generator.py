@@ -16,6 +16,7 @@ from smalti.paradigms.base import Paradigm, Progress, untold
 from smalti.recipe import Recipe
 
 IN_CACHE = 64  # of them where a whole network runs on each: with more, a processor's caches overflow and it is slower
+CANDIDATES = 1024  # at most, drawn together to keep the best of several for each example
 WITH_GRADIENTS = 32  # signals at once where a network's gradients are kept
 
 
@@ -148,7 +149,8 @@ class Generator(Model):
         first: int = 0,
     ) -> Iterator[Tensor]:
         """Batch by batch what `draw` gives; `ways` takes the trajectory of each."""
-        batch = self.at_once if batch is None else batch
+        if batch is None:
+            batch = min(self.at_once, max(1, CANDIDATES // getattr(options or self.options, "best_of", 1)))
         n, seed, batch, first = _whole(n=n, seed=seed, batch=batch, first=first)
         if n < 0 or batch < 1:
             raise UserError(f"cannot draw {n} samples; ask for 1 or more")
