@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.tiny import smalti as smalti
 from tests.tiny import tiny as tiny
 from tests.tiny import worded as worded
@@ -58,6 +59,21 @@ def test_a_run_meets_its_tokenizers_codes_once(worded, tmp_path, monkeypatch):
     assert torch.equal(vectors, load(worded.tokenizer, "cpu").network.code_vectors())
     runs.resume(tmp_path / "run", device="cpu")
     assert len(met) == 1
+
+
+def test_pictures_are_read_as_they_come_back_from_their_codes(worded, tmp_path):
+    changes = {"paradigm.seen_again": 0.5}
+    still = words_recipe(worded.data, str(worded.tokenizer), steps=2).changed(**changes)
+    moved = still.changed(**{"data.shift": 2})
+    tokenizer = load(worded.tokenizer, "cpu")
+    for name, recipe in (("still", still), ("moved", moved)):
+        runs.train(recipe, out=tmp_path / name, device="cpu")
+        kept = load_file(tmp_path / name / "codes" / "train.safetensors")
+        back = tokenizer.encode(tokenizer.decode(kept["values"][0].long()))
+        assert kept["again"].shape == kept["values"].shape
+        same = (kept["again"][0] == back).flatten(1).all(1)
+        assert bool(same.all()) == (name == "still")
+        assert "again" not in load_file(tmp_path / name / "codes" / "validation.safetensors")
 
 
 # --- Python

@@ -44,6 +44,7 @@ from smalti.training.ranks import Ranks
 
 MINUTES, MINUTES_BEFORE = "minutes of training", "minutes of the stages before it"  # of a card
 TEXTS = 20_000  # examples whose texts a text tokenizer learns from
+AGAIN = 1_000_000  # the seed of how pictures are moved that are encoded again, apart from those of codings
 
 
 @dataclass(frozen=True)
@@ -289,11 +290,12 @@ class _Training:
     def _cached(self, tokenizer: Tokenizer, source: Source, split: str, variants: int) -> Held:
         """All of a split's codes or latents (V, N, *shape), computed once and kept beside the run."""
         config, reads = self.recipe.data, self.recipe.paradigm.reads
+        again = self.recipe.paradigm.again and split == "train"
         path = self.folder / reads / f"{split}.safetensors"
-        key = f"{tokenizer.sha256}/{source.fingerprint}/{variants}/{config.flip}/{config.shift}"
+        key = f"{tokenizer.sha256}/{source.fingerprint}/{variants}/{config.flip}/{config.shift}{'/again' * again}"
         if self.ranks.writes and _stored(path, key) is None:
             encode = tokenizer.encode if reads == "codes" else tokenizer.latents
-            kept = _encode_all(encode, source, config, variants, path, key)
+            kept = _encode_all(encode, source, config, variants, path, key, tokenizer.decode if again else None)
             self._tell_broken([*source.broken, *left_out(source, kept)])
         self.ranks.wait()
         stored = _stored(path, key)
@@ -340,27 +342,40 @@ def _signals(held: HeldOut, words: Source | None, size: int, ranks: Ranks) -> It
 
 
 def _encode_all(
-    encode: Callable[[Tensor], Tensor], source: Source, config: DataConfig, variants: int, path: Path, key: str
+    encode: Callable[[Tensor], Tensor],
+    source: Source,
+    config: DataConfig,
+    variants: int,
+    path: Path,
+    key: str,
+    decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Encode a source into a file, some pictures after the other: there may be more than memory holds.
 
-    Gives back the numbers of the pictures that could be read.
+    With `decode`, what each coding decodes to is encoded again, moved as the data's `shift` has it. Gives back the
+    numbers of the pictures that could be read.
     """
     asked = torch.arange(len(source)).split(1000)
-    codings = []
+    codings, codings_again = [], []
     with ProgressLine("encode", variants * len(source)) as line:
         for variant in range(variants):
-            parts, taken = [], []
+            parts, parts_again, taken = [], [], []
             for rows, pixels in sweep_pixels(source, config, asked):
                 if variant:  # the first coding is of the pictures as they are
                     pixels = augment(pixels, variant, 0, rows, config.flip, config.shift)
                 made = encode(to_signal(pixels))
                 parts.append(made if made.is_floating_point() else made.to(torch.int32))
+                if decode is not None:
+                    moved = augment(decode(made), AGAIN + variant, 0, rows, False, config.shift)
+                    parts_again.append(encode(moved).to(torch.int32))
                 taken.append(rows)
                 line.update(variant * len(source) + int(rows[-1]) + 1)
             codings.append(torch.cat(parts))
+            codings_again += [torch.cat(parts_again)] if parts_again else []
     every = torch.cat(taken)
     tensors = {"values": torch.stack(codings).contiguous(), "rows": every}
+    if codings_again:
+        tensors["again"] = torch.stack(codings_again).contiguous()
     if source.label_ids is not None:
         tensors["labels"] = source.label_ids[every]
     fresh = path.with_suffix(".new")
@@ -378,7 +393,7 @@ def _stored(path: Path, key: str) -> Held | None:
             if (file.metadata() or {}).get("key") != key:
                 return None
             kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Held(kept["values"], kept.get("labels"), kept["rows"])
+            return Held(kept["values"], kept.get("labels"), kept["rows"], again=kept.get("again"))
     except (OSError, SafetensorError, KeyError):
         return None
 

@@ -1,119 +1,20 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import pytest
 import torch
+from tests.paradigms.mixed import CODE_SPEC, EXAMPLES, NETWORK, TEXT, WORDS, batch_of, made
 from torch.nn import functional as F
 
-from smalti.config import CodeSpec, Examples, SignalSpec, TextSpec
+from smalti.config import CodeSpec, Examples
 from smalti.data.batch import Batch
 from smalti.errors import UserError
 from smalti.layers.transformer import TransformerConfig
-from smalti.paradigms.interleaved import (
-    CODE,
-    GIVEN,
-    NOBODY,
-    PIECE,
-    SEEN,
-    Interleaved,
-    InterleavedConfig,
-    InterleavedOptions,
-)
-from smalti.tokenizers.text import TextTokenizer
+from smalti.paradigms.interleaved import Interleaved, InterleavedConfig, InterleavedOptions
+from smalti.paradigms.sequences import CODE, GIVEN, NOBODY, PIECE, SEEN
 from smalti.tokenizers.vocabulary import Codes, Special, Text
 from smalti.training.totals import Totals
-
-WORDS = ["a red dog", "a blue cat", "two green birds, on white", "nothing"]
-QUESTIONS = (("what is it?", "a dog"), ("how many?", "one"), ("which colour?", "red"))
-TEXT = TextTokenizer.trained(WORDS * 3, 280)
-CODE_SPEC = CodeSpec(codebooks=2, grid=(2, 3), size=8)
-EXAMPLES = Examples(
-    signal=SignalSpec(channels=1, shape=(8, 12)),
-    codes=CODE_SPEC,
-    text=TextSpec(pieces=TEXT.size, sha256=TEXT.sha256),
-)
-NETWORK = TransformerConfig(layers=2, width=32, heads=2, dropout=0.0)
-
-
-def made(spread: float = 0.3, **changes) -> Interleaved:
-    torch.manual_seed(0)
-    model = InterleavedConfig(**changes).build(NETWORK, EXAMPLES, steps=10)
-    model.text = TEXT
-    for weight in model.parameters():  # output products start at zero, and a network of zeros tells little
-        torch.nn.init.normal_(weight, std=spread) if weight.ndim > 1 else None
-    return model.eval()
-
-
-def batch_of(n: int = 16, step: int = 3, texts: bool = True) -> Batch:
-    generator = torch.Generator().manual_seed(step)
-    x = torch.randint(0, CODE_SPEC.size, (n, 2, 2, 3), generator=generator)
-    told = [WORDS[i % len(WORDS)] for i in range(n)] if texts else None
-    asked = [QUESTIONS[: i % 4] for i in range(n)] if texts else None
-    return Batch(step, torch.arange(n), torch.arange(n), x, None, told, asked, seed=5)
-
-
-def kinds(parts) -> list[str]:
-    return [
-        part.name if isinstance(part, Special) else "text" if isinstance(part, Text) else "picture" for part, _ in parts
-    ]
-
-
-# --- sequences for training
-
-
-def test_sequences_have_the_shares_that_are_asked_for():
-    model, n = made(questions=2).train(), 4000
-    batch = batch_of(n)
-    told = [kinds(parts) for parts in model.sequences(batch)]
-    alone = sum(each == ["text"] for each in told) / n
-    drawn = [each for each in told if each[:1] != ["picture"] and each != ["text"]]
-    hidden = sum(each[0] == NOBODY.name for each in drawn) / len(drawn)
-    assert alone == pytest.approx(0.1, abs=0.02)
-    assert len(drawn) / n == pytest.approx(0.5, abs=0.03)
-    assert hidden == pytest.approx(0.1, abs=0.02)
-    assert all(each[1:3] == ["draw", "picture"] for each in drawn)
-    read = [each for each in told if each[0] == "picture"]
-    assert all(each.count("answer") <= 2 and len(each) > 1 for each in read)
-    assert any("describe" in each and "answer" in each for each in read)
-    assert {each.index("describe") < each.index("answer") for each in read if {"describe", "answer"} <= set(each)} == {
-        True,
-        False,
-    }
-
-
-def test_a_model_in_use_is_told_every_caption():
-    told = [kinds(parts) for parts in made().eval().sequences(batch_of(400))]
-    assert not any(each[0] == NOBODY.name for each in told)
-
-
-def test_an_example_without_words_is_drawn_for_nobody():
-    assert {tuple(kinds(parts)) for parts in made().sequences(batch_of(50, texts=False))} == {
-        (NOBODY.name, "draw", "picture")
-    }
-
-
-def test_what_is_asked_for_is_what_the_model_should_say():
-    for parts in made().train().sequences(batch_of(200)):
-        for i, (part, asked) in enumerate(parts):
-            before = parts[i - 1][0] if i else None
-            wanted = isinstance(before, Special) and before.name in ("draw", "describe", "answer")
-            assert asked == (wanted or len(parts) == 1), parts
-            if isinstance(part, Special):
-                assert not asked
-
-
-def test_roles_are_those_of_what_is_asked_for():
-    model = made()
-    picture = Codes("image", torch.zeros(2, 2, 3, dtype=torch.int64))
-    told = model._told([(Text((1, 2)), False), (Special("draw"), False), (picture, True)])
-    assert told.roles.tolist() == [GIVEN] * 5 + [GIVEN] + [CODE] * 12 + [GIVEN] * 2
-    assert len(told.tokens) == len(told.roles)
-    assert not told.wholes.any()
-    told = model._told([(picture, False), (Special("describe"), False), (Text((1, 2)), True)])
-    assert told.roles.tolist() == [GIVEN, *([SEEN] * 12), GIVEN, GIVEN, GIVEN, PIECE, PIECE, PIECE, GIVEN]
-
 
 # --- the loss
 
@@ -121,8 +22,8 @@ def test_roles_are_those_of_what_is_asked_for():
 def naive(model: Interleaved, batch: Batch) -> dict[str, float]:
     """The loss one sequence after the other, all logits masked by what the grammar allows."""
     config, sums = model.config, {"loss": 0.0, "code": 0.0, "piece": 0.0, "codes": 0, "pieces": 0}
-    for parts in model.sequences(batch):
-        told = model._told(parts)
+    for parts in model.sequences.of(batch, model.training):
+        told = model.sequences.told(parts)
         tokens, roles = told.tokens, told.roles
         allowed = model.grammar.allowed[model.grammar.turns(tokens[None])[0]]
         states = model.grammar.states(tokens[None])
@@ -181,7 +82,10 @@ def test_the_likelihood_is_that_of_the_codes_after_their_prompt_and_of_nothing_e
 def test_an_example_has_no_gradient_from_its_neighbours():
     model = made(row=256).train()
     batch = batch_of(8)
-    told = sorted((model._told(parts) for parts in model.sequences(batch)), key=lambda each: -len(each.tokens))
+    told = sorted(
+        (model.sequences.told(parts) for parts in model.sequences.of(batch, model.training)),
+        key=lambda each: -len(each.tokens),
+    )
     seen = []
     model.token.register_forward_hook(lambda module, given, out: (out.retain_grad(), seen.append((given[0], out)))[1])
     hidden, targets, *_ = model._read(told, torch.device("cpu"))
@@ -418,14 +322,14 @@ def test_what_is_written_one_token_a_step_is_what_the_whole_sequence_says(change
     drawn = model.sample(len(WORDS), WORDS)
     for word, x in zip(WORDS, drawn, strict=True):
         picture = Codes("image", x)
-        begun = model._stacked([model._begun([picture, Special("describe")])])
+        begun = model._stacked([model.sequences.begun([picture, Special("describe")])])
         with torch.no_grad():
             (pieces,) = model._say(begun, 0, torch.zeros(1).long(), model.config.sampling)
         for parts, role in (
             ([(model.cut(word), False), (Special("draw"), False), (picture, True)], CODE),
             ([(picture, False), (Special("describe"), False), (Text(tuple(pieces)), True)], PIECE),
         ):
-            hidden, targets, turns, roles, _ = model._read([model._told(parts)], torch.device("cpu"))
+            hidden, targets, turns, roles, _ = model._read([model.sequences.told(parts)], torch.device("cpu"))
             for at in (roles == role).nonzero().flatten().tolist()[:4]:
                 may = model.turns(torch.device("cpu"))[int(turns[at])]
                 assert may.ids[model.says(hidden[at : at + 1], may).argmax()] == targets[at]
@@ -434,42 +338,10 @@ def test_what_is_written_one_token_a_step_is_what_the_whole_sequence_says(change
 def test_a_given_part_is_read_as_a_whole_and_what_is_asked_for_in_order():
     model = made(**FULL)
     picture = Codes("image", torch.zeros(2, 2, 3, dtype=torch.int64))
-    told = model._told([(Text((1, 2)), False), (Special("draw"), False), (picture, True), (Text((3,)), False)])
+    told = model.sequences.told([(Text((1, 2)), False), (Special("draw"), False), (picture, True), (Text((3,)), False)])
     assert told.wholes.tolist() == [1] * 4 + [2] + [0] * 14 + [4] * 3 + [0]
-    begun = model._begun([Text((1, 2)), Special("draw"), picture, Text((3,)), Special("answer")])
+    begun = model.sequences.begun([Text((1, 2)), Special("draw"), picture, Text((3,)), Special("answer")])
     assert begun[1].tolist() == [1] * 4 + [2] + [0] * 14 + [4] * 3 + [5]
     assert begun[0].tolist()[:-1] == told.tokens.tolist()[:-1]
     with pytest.raises(ValueError, match="cannot be guessed"):
         InterleavedConfig(given="full")
-
-
-def test_hidden_codes_are_out_of_sight_and_only_in_training():
-    model = made(drawing=1.0, text_alone=0.0, code_dropout=1.0)
-    batch, spec = batch_of(64, step=5), CODE_SPEC
-    told = [model._told(parts) for parts in model.sequences(batch)]
-    assert not any(each.any() for each in model._hidden(batch, told))
-    hidden = model.train()._hidden(batch, told)
-    assert all(not (each & (one.roles != CODE)).any() for each, one in zip(hidden, told, strict=True))
-    shares = torch.stack([each.sum() / spec.length for each in hidden])
-    assert 0.65 < shares.mean() < 0.85
-    assert shares.std() > 0.2  # a rate of each picture's own
-    halves = [model._hidden(batch_rows(batch, rows), told[rows]) for rows in (slice(0, 20), slice(20, 64))]
-    assert all(torch.equal(one, other) for one, other in zip(hidden, halves[0] + halves[1], strict=True))
-    first = dataclasses.replace(batch, step=0)
-    assert not any(each.any() for each in model._hidden(first, told))  # of ten steps, all are hidden from the fifth on
-    lost = [made(drawing=1.0, text_alone=0.0, code_dropout=share).train() for share in (0.0, 1.0)]
-    said = [model.loss("network", batch, 5).terms[0].sum.item() for model in lost]
-    assert said[0] != said[1]
-    # another code where none is seen changes nothing that is said
-    one = max(range(64), key=lambda i: int(hidden[i].sum()))
-    said = model.eval()._read([told[one]], torch.device("cpu"), [hidden[one]])[0]
-    at = int(hidden[one].nonzero()[0])
-    told[one].tokens[at] = (
-        model.vocabulary.ranges["image_0"].start
-        + (told[one].tokens[at] - model.vocabulary.ranges["image_0"].start + 1) % spec.size
-    )
-    assert torch.equal(said, model._read([told[one]], torch.device("cpu"), [hidden[one]])[0])
-
-
-def batch_rows(batch: Batch, rows: slice) -> Batch:
-    return dataclasses.replace(batch, rows=batch.rows[rows], x=batch.x[rows], texts=batch.texts[rows])

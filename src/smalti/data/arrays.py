@@ -20,13 +20,14 @@ class Held:
     """Examples as they are kept: `values` (V, N, …), V codings of each; `labels` int64 (N,) or None.
 
     `words` is where texts and questions come from, and `rows` int64 (N,) each example's number there, its place unless
-    said.
+    said. `again` (V, N, …) are the codes of what each coding decodes to.
     """
 
     values: Tensor
     labels: Tensor | None = None
     rows: Tensor | None = None
     words: Source | None = None
+    again: Tensor | None = None
 
     def __len__(self) -> int:
         return self.values.shape[1]
@@ -35,19 +36,22 @@ class Held:
         """`count` examples drawn with a fixed seed: a source may be sorted by label."""
         chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:count]
         labels = None if self.labels is None else self.labels[chosen]
-        return Held(self.values[:, chosen], labels, chosen if self.rows is None else self.rows[chosen], self.words)
+        rows = chosen if self.rows is None else self.rows[chosen]
+        again = None if self.again is None else self.again[:, chosen]
+        return Held(self.values[:, chosen], labels, rows, self.words, again)
 
     def batch(self, step: int, rows: Tensor, chosen: Tensor, coding: Tensor | int, seed: int | None) -> Batch:
         """The examples `chosen` (B,); without a seed, the first of each one's texts."""
         values = self.values[coding, chosen]
         x = values.float() if values.is_floating_point() else values.long()  # they may be kept in fewer bits
+        again = None if self.again is None else self.again[coding, chosen].long()
         labels = None if self.labels is None else self.labels[chosen]
         if self.words is None:
-            return Batch(step, rows, chosen, x, labels, seed=seed or 0)
+            return Batch(step, rows, chosen, x, labels, again=again, seed=seed or 0)
         numbers = chosen if self.rows is None else self.rows[chosen]
         texts = texts_of(self.words, numbers, step, rows, seed)
         questions = [self.words.questions(i) for i in numbers.tolist()]
-        return Batch(step, rows, chosen, x, labels, texts, questions, seed=seed or 0)
+        return Batch(step, rows, chosen, x, labels, texts, questions, again, seed=seed or 0)
 
 
 def shuffled(held: Held, batch: int, seed: int, rank: int = 0, ranks: int = 1, start: int = 0) -> Iterator[Batch]:

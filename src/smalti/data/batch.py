@@ -19,8 +19,8 @@ class Batch:
 
     `rows` int64 (B,): their places in the global batch; `indices` int64 (B,): their places in the source, of the
     examples really used; `x`: float32 (B, C, *space) in [-1, 1], or codes int64 (B, Q, *grid); `labels` int64 (B,);
-    `texts`: one each, "" for none; `questions`: (question, answer) about each, as many as there are. Whatever is drawn
-    for an example comes from (`seed`, `step`, its row).
+    `texts`: one each, "" for none; `questions`: (question, answer) about each, as many as there are; `again`:
+    other codes of the same, as `x`. Whatever is drawn for an example comes from (`seed`, `step`, its row).
     """
 
     step: int
@@ -30,10 +30,11 @@ class Batch:
     labels: Tensor | None = None
     texts: list[str] | None = None
     questions: list[Questions] | None = None
+    again: Tensor | None = None
     seed: int = 0
 
     def to(self, device: torch.device) -> Batch:
-        """The same with examples and labels on a device; rows and indices stay on the processor."""
+        """The same with examples and labels on a device; all else stays on the processor."""
         labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
         return replace(self, x=self.x.to(device, non_blocking=True), labels=labels)
 
@@ -52,6 +53,7 @@ class Batch:
                 labels=None if self.labels is None else self.labels[part],
                 texts=None if self.texts is None else self.texts[part],
                 questions=None if self.questions is None else self.questions[part],
+                again=None if self.again is None else self.again[part],
             )
 
 

@@ -12,7 +12,8 @@ from smalti.config import Config
 from smalti.errors import UserError, nearest
 from smalti.model.generator import Generator
 from smalti.paradigms.base import Progress, untold
-from smalti.paradigms.interleaved import TASKS, Interleaved, InterleavedOptions, Task
+from smalti.paradigms.interleaved import Interleaved, InterleavedOptions
+from smalti.paradigms.sequences import TASKS, Task
 from smalti.tokenizers.vocabulary import Codes, Part, Special
 
 

@@ -48,6 +48,11 @@ class ParadigmConfig(Config):
         """Whether it is told texts, so that what it draws is asked for by prompts instead of labels."""
         return False
 
+    @property
+    def again(self) -> bool:
+        """Whether it also learns from the codes of pictures that were laid from codes."""
+        return False
+
 
 class Paradigm(nn.Module, ABC):
     """A way of training: it owns the networks, and says what their losses are.

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -28,7 +28,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from smalti.config import CodeSpec, Examples, Reads
 from smalti.data.batch import Batch
-from smalti.data.example import Questions
 from smalti.data.order import uniform
 from smalti.data.packing import pack
 from smalti.device import full_precision
@@ -42,24 +41,15 @@ from smalti.paradigms.codes import as_grid, check_finite, known_codes, only_firs
 from smalti.paradigms.guidance import GuidanceConfig, guide
 from smalti.paradigms.llama import Llama
 from smalti.paradigms.pen import Pen
+from smalti.paradigms.sequences import CODE, NOBODY, PIECE, Begun, Sequences, Told
 from smalti.term import Term
 from smalti.tokenizers.grammar import Grammar
 from smalti.tokenizers.vocabulary import Codes, Part, Special, Text, Vocabulary, VocabularyConfig
 
-# of random numbers: what is drawn; what is asked in training; which codes are hidden there
-TOKEN_STREAM, TASK_STREAM, CODE_STREAM = 2, 140, 1000
+TOKEN_STREAM = 2  # of random numbers: what is drawn
 # products are prepared anew for every size that they have not met: so training keeps to few sizes
 EVEN_ROWS, EVEN_TOKENS = 4, 256
-DESCRIBED = 0.8  # of the pictures that are read
 AT_ONCE = 250  # sequences that are written together
-NOBODY = Special("no_condition")
-Task = Literal["draw", "describe", "answer"]
-TASKS: tuple[Task, ...] = get_args(Task)
-GIVEN, CODE, PIECE, SEEN = range(4)  # what a token is in the loss
-
-
-Asked = tuple[Part, bool]  # a part, and whether the model is asked for it
-Begun = tuple[Tensor, Tensor]  # tokens that are given, and which part that is read as a whole each is of, or 0
 
 
 class InterleavedOptions(ChoiceConfig, GuidanceConfig):
@@ -98,6 +88,9 @@ class InterleavedConfig(ParadigmConfig):
     drawing: float = Field(0.5, ge=0, le=1)
     text_alone: float = Field(0.1, ge=0, le=1)
     questions: int = Field(3, ge=0, description="most that are asked about one picture")
+    seen_again: float = Field(
+        0.0, ge=0, le=1, description="share of the pictures read that come as encoded again, from what they decode to"
+    )
     text_dropout: float = Field(0.1, ge=0, le=1, description="share of the pictures drawn without their caption")
     # it grows, for where codes are hidden from the start, what follows from what is learnt late
     code_dropout: float = Field(
@@ -118,6 +111,10 @@ class InterleavedConfig(ParadigmConfig):
     def words(self) -> bool:
         return True
 
+    @property
+    def again(self) -> bool:
+        return self.seen_again > 0
+
     @model_validator(mode="after")
     def _shares_fit(self) -> InterleavedConfig:
         if self.drawing + self.text_alone > 1:
@@ -137,16 +134,6 @@ class InterleavedConfig(ParadigmConfig):
 
 
 @dataclass(frozen=True)
-class Told:
-    """A sequence: its tokens (T,), the role of each in the loss (T,), and which part that is read as a whole it is of
-    (T,), from 1, or 0."""
-
-    tokens: Tensor
-    roles: Tensor
-    wholes: Tensor
-
-
-@dataclass(frozen=True)
 class Turn:
     """What may stand at one kind of place: `ids` (n,), in order; they begin at `start` if none is left out."""
 
@@ -163,9 +150,10 @@ class Interleaved(Paradigm):
         self, config: InterleavedConfig, network: TransformerConfig, codes: CodeSpec, pieces: int, steps: int
     ) -> None:
         super().__init__()
-        self.config, self.codes, self.steps = config, codes, steps
+        self.config, self.codes = config, codes
         self.vocabulary = Vocabulary(VocabularyConfig(text=pieces, image=codes))
         self.grammar = Grammar(self.vocabulary)
+        self.sequences = Sequences(config, self.vocabulary, self.cut, steps)
         width = network.width
         self.token = nn.Embedding(self.vocabulary.size, width)
         # what a token is asked for: text, or a place in a grid
@@ -226,8 +214,8 @@ class Interleaved(Paradigm):
 
     def loss(self, player: str, batch: Batch, step: int) -> Loss:
         config, device = self.config, self.head.weight.device
-        told = [self._told(parts) for parts in self.sequences(batch)]
-        hides = self._hidden(batch, told)
+        told = [self.sequences.told(parts) for parts in self.sequences.of(batch, self.training)]
+        hides = self.sequences.hidden(batch, told, self.training)
         order = sorted(range(len(told)), key=lambda i: -len(told[i].tokens))  # so they fill rows best
         hidden, targets, turns, roles, _ = self._read([told[i] for i in order], device, [hides[i] for i in order])
         of_role = [config.given_weight, 1.0, config.text_weight, config.seen_weight]
@@ -269,7 +257,7 @@ class Interleaved(Paradigm):
         told = []
         for codes, prompt in zip(x.cpu(), condition or [""] * len(x), strict=True):
             asked = self.cut(prompt) if prompt else NOBODY
-            told.append(self._told([(asked, False), (Special("draw"), False), (Codes("image", codes), True)]))
+            told.append(self.sequences.told([(asked, False), (Special("draw"), False), (Codes("image", codes), True)]))
         return self._log_p(told, CODE)
 
     def _log_p(self, told: Sequence[Told], of: int) -> Tensor:
@@ -286,86 +274,10 @@ class Interleaved(Paradigm):
             nats.index_add_(0, example[here], log_p)
         return nats[torch.tensor(order, device=device).argsort()]
 
-    def sequences(self, batch: Batch) -> list[list[Asked]]:
-        """For each example its parts, and which of them the model is asked for; drawn from (seed, step, row)."""
-        kinds = 5 + self._most_questions(batch)
-        chance = torch.stack([uniform(batch.seed, batch.step, batch.rows, TASK_STREAM + i) for i in range(kinds)], 1)
-        texts = batch.texts or [""] * len(batch.rows)
-        questions: Sequence[Questions] = batch.questions or [()] * len(batch.rows)
-        return [
-            list(self._parts(Codes("image", x), text, asked, numbers))
-            for x, text, asked, numbers in zip(batch.x.cpu(), texts, questions, chance.tolist(), strict=True)
-        ]
-
-    def _most_questions(self, batch: Batch) -> int:
-        return max((len(each) for each in batch.questions or ()), default=0)
-
-    def _parts(self, picture: Part, text: str, questions: Questions, chance: list[float]) -> Iterator[Asked]:
-        config, (task, dropped, described, after, how_many, *lots) = self.config, chance
-        order = sorted(range(len(questions)), key=lambda i: lots[i])
-        turns = [questions[i] for i in order[: min(config.questions, 1 + int(how_many * config.questions))]]
-        if text and task < config.text_alone:
-            yield self.cut(text), True
-        elif (not text and not questions) or task < config.text_alone + config.drawing:
-            shown = text and (dropped >= config.text_dropout or not self.training)
-            yield (self.cut(text) if shown else NOBODY), False
-            yield from ((Special("draw"), False), (picture, True))
-            if after < 0.2:
-                yield from self._answers(turns)
-        else:
-            yield picture, False
-            if text and (described < DESCRIBED or not turns):
-                # before the questions, or after
-                first, second = (turns, []) if described < DESCRIBED / 2 else ([], turns)
-                yield from self._answers(first)
-                yield from ((Special("describe"), False), (self.cut(text), True))
-                yield from self._answers(second)
-            else:
-                yield from self._answers(turns)
-
-    def _answers(self, turns: Sequence[tuple[str, str]]) -> Iterator[Asked]:
-        for question, answer in turns:
-            yield from ((self.cut(question), False), (Special("answer"), False), (self.cut(answer), True))
-
     def cut(self, text: str) -> Text:
         """A text's pieces, the first `longest` of them."""
         assert self.text is not None, "a model of text needs its tokenizer"
         return Text(self.text.encode(text, self.config.longest).ids)
-
-    def _told(self, parts: Sequence[Asked]) -> Told:
-        """A sequence that ends with padding."""
-        tokens, roles, wholes = [], [], []
-        for number, (part, asked) in enumerate(parts, start=1):
-            tokens.append(self.vocabulary.interleave([part]))
-            each = torch.full((len(tokens[-1]),), GIVEN)  # as is what begins a part, and what ends a picture
-            if isinstance(part, Codes):
-                each[1:-1] = CODE if asked else SEEN
-            elif asked:
-                each[1:] = PIECE
-            roles.append(each)
-            wholes.append(torch.full_like(each, 0 if asked or self.config.given == "causal" else number))
-        end, nothing = torch.tensor([self.vocabulary.id_of("padding")]), torch.tensor([GIVEN])
-        return Told(torch.cat([*tokens, end]), torch.cat([*roles, nothing]), torch.cat([*wholes, 0 * nothing]))
-
-    def _begun(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
-        """What comes before that which is asked for: its tokens (T,), and their wholes as in `Told`."""
-        tasks = [isinstance(part, Special) and part.name in TASKS for part in parts]
-        told = self._told(list(zip(parts, [False, *tasks], strict=False)))
-        return told.tokens[:-1], told.wholes[:-1]
-
-    def _hidden(self, batch: Batch, told: Sequence[Told]) -> list[Tensor]:
-        """Which tokens of each sequence are out of sight, bool (T,): of some drawn pictures, some codes."""
-        length = self.codes.length
-        share = self.config.code_dropout * min(1, 2 * batch.step / self.steps) if self.training else 0.0
-        chance, level = (uniform(batch.seed, batch.step, batch.rows, CODE_STREAM + i) for i in range(2))
-        # half of those that are hit hide all codes, the others any share of them
-        rate = torch.where(chance < share, (2 * level).clamp_max(1), 0)
-        counters = batch.rows[:, None].cpu() * length + torch.arange(length)
-        out = uniform(batch.seed, batch.step, counters, CODE_STREAM + 2) < rate[:, None]
-        hidden = [each.roles == CODE for each in told]
-        for here, codes in zip(hidden, out, strict=True):
-            here[here.clone()] = codes[: int(here.sum())]
-        return hidden
 
     def _read(
         self, told: Sequence[Told], device: torch.device, hidden: Sequence[Tensor] | None = None
@@ -455,7 +367,7 @@ class Interleaved(Paradigm):
         length, each = self.codes.length, options.best_of
         asked = [prompt for prompt in asked for _ in range(each)]
         codes, keep = codes.repeat_interleave(each, 0), keep.repeat_interleave(each, 0)
-        begun = [self._begun([prompt, Special("draw")]) for prompt in asked]
+        begun = [self.sequences.begun([prompt, Special("draw")]) for prompt in asked]
         ways = [torch.full((len(begun), length), -1) for _ in range(0 if trajectory is None else length)]
         done = 0
         for rows in _alike(begun):
@@ -482,7 +394,9 @@ class Interleaved(Paradigm):
             seen = as_grid(codes[worded].cpu(), self.codes)
             fits[worded] = self._log_p(
                 [
-                    self._told([(Codes("image", picture), False), (Special("describe"), False), (asked[row], True)])
+                    self.sequences.told(
+                        [(Codes("image", picture), False), (Special("describe"), False), (asked[row], True)]
+                    )
                     for picture, row in zip(seen, worded, strict=True)
                 ],
                 PIECE,
@@ -496,7 +410,7 @@ class Interleaved(Paradigm):
         options = options or self.config.sampling
         each = options.best_of
         codes, keep = known_codes(self.codes, None, None, each, self.head.weight.device)
-        prefix = self._stacked([self._begun(parts)] * each)
+        prefix = self._stacked([self.sequences.begun(parts)] * each)
         *_, codes = self._drawn(prefix, codes, keep, seed, torch.arange(each), options)
         best = self._best([parts[-2]] * each, codes, each)
         return as_grid(codes[best], self.codes)[0].cpu()
@@ -514,7 +428,7 @@ class Interleaved(Paradigm):
         n, length = codes.shape
         begun = [prefix]
         if options.guidance != 1 and int(prefix[0][0, 0]) != self.vocabulary.id_of(NOBODY.name):
-            begun.append(self._stacked([self._begun([NOBODY, Special("draw")])] * n))
+            begun.append(self._stacked([self.sequences.begun([NOBODY, Special("draw")])] * n))
         pens = [Pen(self, n, each[0].shape[1] + 1 + length) for each in begun]
         token = torch.full((n,), self.vocabulary.id_of("begin_image"), device=codes.device)
         for pen, each in zip(pens, begun, strict=True):
@@ -546,7 +460,7 @@ class Interleaved(Paradigm):
         Row i draws its noise from (seed, first + i). Raises UserError on weights that are not finite.
         """
         options = options or self.config.sampling
-        sequences = [self._begun(parts) for parts in begun]
+        sequences = [self.sequences.begun(parts) for parts in begun]
         texts, done = [""] * len(begun), 0
         for rows in _alike(sequences):
             prefix = self._stacked([sequences[row] for row in rows])

@@ -38,7 +38,9 @@ def emoji_mix_vae() -> Recipe:
     smalti train emoji-mix-vae
     data: emoji-mix
     """
-    return emoji_vae().changed(**{"name": "emoji-mix-vae", "data": MIX.model_dump(), "model.local": True})
+    return emoji_vae().changed(
+        **{"name": "emoji-mix-vae", "data": MIX.model_dump(), "model.local": True, "training.steps": 3000}
+    )
 
 
 def emoji_things() -> Recipe:
