@@ -21,12 +21,12 @@ from smalti.recipes.emoji import (
 )
 from smalti.recipes.emoji_words import (
     emoji,
-    emoji_drawings,
     emoji_judge,
     emoji_mix_tokenizer,
     emoji_mix_vae,
     emoji_scenes,
     emoji_text_dit,
+    emoji_text_dit_scenes,
     emoji_things,
 )
 from smalti.recipes.fashion import (
@@ -73,8 +73,8 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "emoji-mix-vae": emoji_mix_vae,
     "emoji-things": emoji_things,
     "emoji-scenes": emoji_scenes,
-    "emoji-drawings": emoji_drawings,
     "emoji": emoji,
+    "emoji-text-dit-scenes": emoji_text_dit_scenes,
     "emoji-text-dit": emoji_text_dit,
     "emoji-judge": emoji_judge,
     "folder-tokenizer": folder_tokenizer,

@@ -108,65 +108,46 @@ def emoji_scenes() -> Recipe:
     )
 
 
-def emoji_drawings() -> Recipe:
-    """The breadth of single drawings: the third stage of `emoji`.
-
-    It goes on from `emoji-scenes`, its run in runs/emoji-scenes, and keeps its tokenizer.
-
-    smalti train emoji-drawings --init runs/emoji-scenes
-    data: emoji-drawings
-    time: 36 min on two cores that multiply bf16 in tiles
-    result: 0.82 of such things; of drawings seen, the right name first among 100 for 0.16 (real 0.99)
-    """
-    return emoji_scenes().changed(
-        **{
-            "name": "emoji-drawings",
-            "data": DataConfig(source="emoji-drawings", most=120_000).model_dump(),
-            "init": "runs/emoji-scenes",
-            # drawings are to be known by heart, and those held out are then guessed the worse
-            "training.steps": 1800,
-            "training.lr_end": 0.01,
-            "training.validate_every": 900,
-        }
-    )
-
-
 def emoji() -> Recipe:
     """Emoji drawn from words and put into words: captions, scenes and questions in one sequence of one vocabulary.
 
-    It goes on from `emoji-drawings`, its run in runs/emoji-drawings, and keeps its tokenizer.
+    It goes on from `emoji-scenes`, its run in runs/emoji-scenes, and keeps its tokenizer.
 
-    smalti train emoji --init runs/emoji-drawings
+    smalti train emoji --init runs/emoji-scenes
     data: emoji-mix
-    time: 31 min on two cores that multiply bf16 in tiles, after 91 of the stages before it
-    result: 0.93 of such things, 0.60 of captions name all; the right name first among 100 for 0.27 (real 0.99)
     """
-    return emoji_drawings().changed(
+    return emoji_scenes().changed(
         **{
             "name": "emoji",
-            "data": MIX.model_copy(update={"most": 110_000}).model_dump(),
-            "init": "runs/emoji-drawings",
-            "paradigm.code_dropout": 0.3,
+            "data": MIX.model_copy(update={"most": 100_000}).model_dump(),
+            "init": "runs/emoji-scenes",
+            "paradigm.drawing": 0.5,
+            "paradigm.questions": 4,
+            "paradigm.code_dropout": 0.6,
+            # what it drew comes back from the file as other codes, and is to be read all the same
+            "paradigm.seen_again": 0.5,
+            "paradigm.seen_dropout": 0.3,
             "paradigm.sampling.guidance": 2.0,
             "paradigm.sampling.temperature": 0.5,
             "paradigm.sampling.best_of": 4,
-            "training.steps": 1700,
-            "training.validate_every": 850,
+            "training.steps": 2800,
+            "training.lr_end": 0.01,
+            "training.validate_every": 700,
         }
     )
 
 
-def emoji_text_dit() -> Recipe:
-    """The same prompts drawn by a diffusion transformer that reads them by cross-attention, in the latent of a VAE.
+def emoji_text_dit_scenes() -> Recipe:
+    """Scenes drawn by a diffusion transformer that reads their captions by cross-attention, in the latent of a VAE.
 
-    smalti train emoji-text-dit
-    data: emoji-mix
+    smalti train emoji-text-dit-scenes
+    data: emoji-scenes
     """
     dit = emoji_dit()
     return dit.model_copy(
         update={
-            "name": "emoji-text-dit",
-            "data": MIX.model_copy(update={"most": 300_000}),
+            "name": "emoji-text-dit-scenes",
+            "data": DataConfig(source="emoji-scenes", most=120_000),
             "tokenizer": emoji_mix_vae(),
             "paradigm": dit.paradigm.model_copy(update={"text": TextEncoderConfig()}),
         }
@@ -174,8 +155,29 @@ def emoji_text_dit() -> Recipe:
         **{
             "model.dropout": 0.0,
             "training.variants": 1,
-            "training.steps": 4000,
-            "training.validate_every": 500,
+            "training.steps": 1500,
+            "training.lr_end": 0.3,
+            "training.validate_every": 250,
+            "training.keep": "last",
+        }
+    )
+
+
+def emoji_text_dit() -> Recipe:
+    """The same on single drawings, too: the prompts of `emoji` drawn by diffusion.
+
+    It goes on from `emoji-text-dit-scenes`, its run in runs/emoji-text-dit-scenes, and keeps its VAE.
+
+    smalti train emoji-text-dit --init runs/emoji-text-dit-scenes
+    data: emoji-mix
+    """
+    return emoji_text_dit_scenes().changed(
+        **{
+            "name": "emoji-text-dit",
+            "data": MIX.model_copy(update={"most": 120_000}).model_dump(),
+            "init": "runs/emoji-text-dit-scenes",
+            "training.steps": 1500,
+            "training.lr_end": 0.01,
         }
     )
 
