@@ -65,3 +65,23 @@ def test_pictures_can_stand_edge_to_edge() -> None:
     sheet = plots.picture_grid(x, 2, scale=1, gap=0)
     assert sheet.size == (10, 10)
     assert (np.asarray(sheet) == 0).all()
+
+
+def test_a_long_name_takes_several_lines() -> None:
+    name = "a cat to the left of a red apple, on blue"
+    wide = plots._font().getlength
+    whole = plots._fit_lines(name, 120, 4)
+    assert " ".join(whole) == name
+    assert len(whole) > 1
+    assert all(wide(line) <= 120 for line in whole)
+    cut = plots._fit_lines(name, 120, 2)
+    assert cut[0] == whole[0]
+    assert len(cut) == 2
+    assert cut[1].endswith("…")
+    assert wide(cut[1]) <= 120
+    (word,) = plots._fit_lines("w" * 99, 120, 3)
+    assert wide(word) <= 120
+    sheet = plots.picture_rows({name: torch.zeros(1, 3, 64, 64)})
+    ink = torch.from_numpy(np.array(sheet.convert("L")))[:, : sheet.width - 68] < 200
+    assert ink.any(1).sum() > 20  # more than one line is high
+    assert not ink.any(1)[[0, -1]].any()

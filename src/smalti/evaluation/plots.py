@@ -19,6 +19,7 @@ from smalti.data.image import to_pillow, to_pixels
 INK, QUIET, PAPER = "#2b2f36", "#7d838c", "#ffffff"
 TILE = 56  # screen pixels a small picture is enlarged to, or just over
 TEXT = 13  # pixels, the height of captions
+LINE = 16  # pixels from one line of a name to the next
 
 
 def picture_grid(
@@ -96,27 +97,41 @@ def _sheet(
         raise ValueError("no pictures to lay out")
     wide, high = max(t.width for t in tiles), max(t.height for t in tiles)
     gap = max(4, wide // 28) if gap is None else gap
-    names = [_fit_text(name, 160) for name, _ in rows if name]
-    left = math.ceil(max(_font().getlength(name) for name in names)) + 3 * gap if names else 0
+    lines = [_fit_lines(name or "", 160, max(1, high // LINE)) for name, _ in rows]
+    left = math.ceil(max(_font().getlength(line) for name in lines for line in name))
+    left += 3 * gap if left else 0
     below = TEXT + 6 if captions else 0
     columns = max(len(row) for _, row in rows)
     air = 3 * gap if group > 1 else 0
     width = left + columns * (wide + gap) - gap
     height = len(rows) * (high + below + gap) - gap + (math.ceil(len(rows) / group) - 1) * air
     colourful = any(tile.mode != "L" for tile in tiles)
-    sheet = Image.new("RGB" if colourful or names or captions else "L", (width, height), PAPER)
+    sheet = Image.new("RGB" if colourful or left or captions else "L", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
     told = iter(captions or ())
-    for i, (name, row) in enumerate(rows):
+    for i, (name, (_, row)) in enumerate(zip(lines, rows, strict=True)):
         top = i * (high + below + gap) + i // group * air
-        if name:
-            pen.text((left - 2 * gap, top + high / 2), _fit_text(name, 160), INK, _font(), anchor="rm")
+        for j, line in enumerate(name):
+            middle = top + high / 2 + (j - (len(name) - 1) / 2) * LINE
+            pen.text((left - 2 * gap, middle), line, INK, _font(), anchor="rm")
         for j, tile in enumerate(row):
             sheet.paste(tile, (left + j * (wide + gap), top))
             if captions:
                 text = _fit_text(next(told, ""), wide)
                 pen.text((left + j * (wide + gap) + wide / 2, top + high + 3), text, QUIET, _font(), anchor="mt")
     return sheet
+
+
+def _fit_lines(text: str, pixels: int, most: int) -> list[str]:
+    """The words of a text in at most so many lines; in the last of them, as much as fits."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if len(lines) == most or not lines[-1] or _font().getlength(longer) <= pixels:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return [_fit_text(line, pixels) for line in lines]
 
 
 def _fit_text(text: str, pixels: int) -> str:

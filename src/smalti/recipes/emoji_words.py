@@ -176,8 +176,9 @@ def emoji_text_dit() -> Recipe:
             "name": "emoji-text-dit",
             "data": MIX.model_copy(update={"most": 120_000}).model_dump(),
             "init": "runs/emoji-text-dit-scenes",
-            "training.steps": 1500,
+            "training.steps": 700,
             "training.lr_end": 0.01,
+            "training.validate_every": 350,
         }
     )
 
