@@ -602,3 +602,11 @@ def test_a_wrong_ending_of_an_animation_is_told_before_anything_is_drawn(smalti,
     assert told.status == 2
     assert "must end in .gif or .png" in told.err
     assert not Path("never").exists()
+
+
+@pytest.mark.parametrize("words", [("folder",), ("--resume", "somewhere")])
+def test_a_training_that_was_stopped_says_so_by_its_status(smalti, monkeypatch, words):
+    """Or what comes after it in a script would go on with half a model."""
+    for verb in ("train", "resume"):
+        monkeypatch.setattr(runs, verb, lambda *_: runs.Outcome(Path("somewhere"), False))
+    assert smalti("train", *words).status == 130

@@ -192,6 +192,8 @@ def test_a_network_larger_than_the_machine_is_not_begun(monkeypatch):
         with pytest.raises(UserError, match=r"takes .* GiB, and this machine has .*--model\.width") as error:
             models.build(recipe, examples)
         assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="larger than any machine"):
+        models.build(LAYER.changed(**{"model.width": 10**12}), examples)
     weights = sum(4 * each.numel() for each in models.build(LAYER, examples).network.parameters())
     monkeypatch.setattr(rebuilt, "memory", lambda: weights / 2)
     with pytest.raises(UserError, match="this machine has"):
@@ -213,6 +215,39 @@ def test_a_generator_whose_tokenizer_is_gone(folders, tmp_path):
     shutil.rmtree(tmp_path / "g" / "model" / "tokenizers")
     with pytest.raises(UserError, match="tokenizer is missing"):
         load(tmp_path / "g", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tokenizers": None}, "does not describe a model"),
+        ({"tokenizers": [1]}, "does not describe a model"),
+        ({"signal": {"shape": [64]}}, "of signals as its tokenizer reads"),
+        ({"signal": {"shape": [16, 24]}}, "of signals as its tokenizer reads"),
+        ({"codes": {"size": 10**12}}, "of codes as its tokenizer makes"),
+    ],
+)
+def test_a_generator_that_does_not_fit_its_tokenizer(change, words, folders, tmp_path):
+    if "tokenizers" not in change:
+        examples = json.loads((folders[1] / "model" / "config.json").read_text())["examples"]
+        change = {"examples": {**examples, **{name: {**examples[name], **each} for name, each in change.items()}}}
+    with pytest.raises(UserError, match=f"config.json is damaged.*{words}"):
+        load(changed(folders[1], tmp_path / "g", **change), "cpu")
+
+
+def test_a_tokenizer_under_another_name_is_refused(folders, tmp_path):
+    shutil.copytree(folders[1], tmp_path / "g")
+    (carried,) = (tmp_path / "g" / "model" / "tokenizers").iterdir()
+    carried.rename(carried.with_name("another"))
+    with pytest.raises(UserError, match="is not the tokenizer that"):
+        load(tmp_path / "g", "cpu")
+
+
+def test_a_config_of_brackets_alone(folders, tmp_path):
+    shutil.copytree(folders[0], tmp_path / "t")
+    (tmp_path / "t" / "model" / "config.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match="is damaged"):
+        load(tmp_path / "t", "cpu")
 
 
 def test_no_model(tmp_path):

@@ -15,7 +15,7 @@ from tests.tiny import cut, generator_recipe, pictures, stripes, tokenizer_recip
 from tests.tiny import tiny as tiny
 
 import smalti
-from smalti import runs
+from smalti import checkpoint, runs
 from smalti.checkpoint import read_config
 from smalti.data.image import read_image, to_signal
 from smalti.data.loader import Loader
@@ -195,6 +195,17 @@ def test_a_generator_that_starts_from_another_keeps_its_tokenizer(tiny, tmp_path
     train(recipe, out=tmp_path / "second", init=tiny.run)
     assert not (tmp_path / "second" / "tokenizer").exists()
     assert load(tmp_path / "second", "cpu").tokenizer.sha256 == load(tiny.run, "cpu").tokenizer.sha256
+
+
+def test_a_model_that_comes_along_is_gone_on_from_by_its_name(tiny, tmp_path, monkeypatch):
+    shipped = tmp_path / "shipped" / "waves"
+    shutil.copytree(tiny.run / "model", shipped)
+    monkeypatch.setattr(checkpoint, "SHIPPED", shipped.parent)
+    monkeypatch.chdir(tmp_path)
+    recipe = generator_recipe(tiny.data, tokenizer_recipe(tiny.data), steps=1)
+    train(recipe, out=tmp_path / "second", init="waves")
+    assert load(tmp_path / "second", "cpu").tokenizer.sha256 == load(tiny.run, "cpu").tokenizer.sha256
+    assert read_config(tmp_path / "second" / "model")["recipe"]["init"] == "waves"
 
 
 def test_a_card_names_the_run_it_goes_on_from_and_counts_its_minutes(tiny, tmp_path):

@@ -190,7 +190,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         found = config["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / 'config.json'} is damaged: {error}") from error
     if found != FORMAT:
         raise UserError(f"{folder} has format {found}, this smalti reads format {FORMAT}: install a newer smalti")

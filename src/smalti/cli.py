@@ -145,11 +145,13 @@ def train(
     if resume is not None:
         if recipe or changes or data or init or out:
             raise UserError("--resume continues a run exactly as it was; give it no recipe and no other option")
-        runs.resume(resume, device)
+        done = runs.resume(resume, device)
     elif recipe is None:
         raise UserError("name a recipe (`smalti recipes` lists them), or --resume DIR")
     else:
-        runs.train(recipe, data, out, changes, init, device)
+        done = runs.train(recipe, data, out, changes, init, device)
+    if not done.finished:
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command("runs")
@@ -314,7 +316,7 @@ def sample(
     from smalti.evaluation.best import bests
     from smalti.model import Reader, Tokenizer, load
     from smalti.sampling.animate import animate_samples, animation_kind
-    from smalti.sampling.files import drawing, write_samples
+    from smalti.sampling.files import drawing, sample_path, spare, write_samples
 
     model = load(run, device)
     if isinstance(model, Tokenizer) and model.network.continuous:
@@ -329,14 +331,18 @@ def sample(
             raise UserError(
                 f"did not expect {words[0]}: {run} is a continuous tokenizer, which draws from its prior alone"
             )
+        spare(sample_path(out, index) for index in range(n))
         first, last = _ends(write_samples(chain.from_iterable(model.samples(n, seed)), out, model, seed))
     else:
         generator = _generating(model, run)
-        options = _options(generator, context.obj)
+        options = _picture_options(generator, context.obj)
         asked_for = _asked_for(generator, run, prompt, label)
+        spare(sample_path(out, index, asked_for) for index in range(n))  # before anything is drawn for nothing
         if generator.words and best_of is not None:
             if not isinstance(generator, Reader):
                 raise UserError("--best-of keeps what reads most like the prompt, and this model cannot read")
+            if asked_for is None:
+                raise UserError("--best-of keeps what reads most like the prompt; say what to draw")
             options, best_of = changed(options, {"best_of": best_of}), None
         told = {"smalti:options": options.model_dump_json()}
         if animate is not None:
@@ -549,9 +555,9 @@ def _generator(run: Path, device: str) -> Generator:
 
 
 def _reader(run: Path, device: str) -> Reader:
-    from smalti.model import Reader
+    from smalti.model import Reader, load
 
-    model = _generator(run, device)
+    model = load(run, device)
     if isinstance(model, Reader):
         return model
     raise UserError(f"{run} was trained without text, and says nothing about pictures; train one with captions")
@@ -583,8 +589,12 @@ def _print_told(told: Iterable[tuple[Path, str]], as_json: bool) -> None:
         _print_json({str(path): text for path, text in told})
         return
     for path, text in told:
-        line = "".join(" " if unicodedata.category(each) == "Cc" else each for each in text)  # a model may say any byte
-        print(f"{path}  {line}")
+        print(_in_a_line(f"{path}  {text}"))
+
+
+def _in_a_line(text: str) -> str:
+    """Without control characters: a model may say any byte, and a file may have any name."""
+    return "".join(" " if unicodedata.category(each) == "Cc" else each for each in text)
 
 
 def _generating(model: Model, run: Path) -> Generator:
@@ -611,6 +621,15 @@ def _options(generator: Generator, fields: dict[str, str]) -> Config:
     from smalti.config import changed
 
     return changed(generator.options, fields)
+
+
+def _picture_options(generator: Generator, fields: dict[str, str]) -> Config:
+    """The same where pictures are drawn; those of text would do nothing. Raises UserError on them."""
+    options = _options(generator, fields)
+    for name in fields:
+        if "text" in name:
+            raise UserError(f"--{name.replace('_', '-')} is of writing, and here pictures are drawn: leave it out")
+    return options
 
 
 def _text_options(reader: Reader, fields: dict[str, str]) -> Config:

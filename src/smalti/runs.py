@@ -410,10 +410,11 @@ def _starting_from(recipe: Recipe, init: Path) -> Recipe:
         paradigm = recipe.paradigm.model_copy(update={"pieces": llama.text.size})
         update = {"model": llama.config, "paradigm": paradigm, "init": str(init.resolve())}
         return recipe.model_copy(update=update)
-    carried = models.tokenizer_folder(init)
-    if carried != model_folder(init) and isinstance(recipe.tokenizer, Recipe):
+    own, carried = model_folder(init), models.tokenizer_folder(init)
+    if carried != own and isinstance(recipe.tokenizer, Recipe):
         recipe = recipe.model_copy(update={"tokenizer": str(carried.resolve())})
-    return recipe.model_copy(update={"init": str(init.resolve())})
+    begun = init if init.exists() else own  # the run, or a model that comes with smalti
+    return recipe.model_copy(update={"init": str(begun.resolve())})
 
 
 def _undo_start(folder: Path) -> None:

@@ -183,6 +183,10 @@ def test_several_texts_for_one_picture_and_labels_that_are_numbers(tmp_path, pai
         ('{"file_name": "a\\ud800b.png"}', "line 1: .* is no name that a file can have"),
         ('{"file_name": "0.png", "text": "half \\ud800"}', "line 1: its text has half a character"),
         ('{"file_name": "0.png"}\n{"file_name": "1.png", "text": {"a": 1}}', "line 2: a text is .*, not dict"),
+        ('{"file_name": "0.png", "text": NaN}', "line 1: a text is .*, not NaN"),
+        ('{"file_name": "0.png", "text": true}', "line 1: a text is .*, not bool"),
+        ('{"file_name": "0.png", "label": "\\ud800"}', "line 1: its label has half a character"),
+        ('{"file_name": "0.png", "label": ["a"]}', "line 1: a label is .*, not list"),
         ('{"file_name": "0.png", "text": ["a", ["b"]]}', "line 1: a text is .*, not list"),
         ('{"file_name": "0.png"}\n' * 1 + "".join(f'{{"file_name": "gone{i}.png"}}\n' for i in range(3)), "3 of 4"),
     ],
@@ -192,6 +196,14 @@ def test_wrong_metadata_says_where(tmp_path, paint, text, says):
         paint(tmp_path / f"{i}.png", i)
     (tmp_path / "metadata.jsonl").write_text(text)
     with pytest.raises(UserError, match=says):
+        opened(tmp_path)
+
+
+def test_a_quote_left_open_is_told(tmp_path, paint):
+    for i in range(3):
+        paint(tmp_path / f"{i}.png", i)
+    (tmp_path / "metadata.csv").write_text('file_name,text\n0.png,"one\n1.png,two\n2.png,three\n')
+    with pytest.raises(UserError, match=r"metadata.csv: unexpected end of data"):
         opened(tmp_path)
 
 

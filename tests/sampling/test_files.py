@@ -26,8 +26,10 @@ from smalti.sampling import files
         ("Ankle boot", "ankle-boot"),
         ("0", "0"),
         ("  A  --  B!", "a-b"),
-        ("Ünlü", "nl"),
-        ("猫", "sample"),
+        ("Ünlü", "ünlü"),
+        ("猫 и собака", "猫-и-собака"),
+        ("🐙", "sample-35642a24"),
+        ("猫" * 80, "猫" * 26),
     ],
 )
 def test_slug(label, expected):
@@ -37,10 +39,22 @@ def test_slug(label, expected):
 @given(st.text())
 def test_a_slug_is_always_a_plain_name(label):
     slug = files.slug(label)
-    assert set(slug) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert all(each.isalnum() or each == "-" for each in slug)
+    assert len(slug.encode()) <= files.LONGEST_SLUG
     assert slug
     assert "--" not in slug
     assert slug.strip("-") == slug
+
+
+def test_samples_replace_those_of_before_and_no_other_file(tiny, tmp_path):
+    model, x = load(tiny.run, "cpu"), torch.zeros(2, 1, 16, 16)
+    for seed in (1, 2):
+        list(files.write_samples(x, tmp_path, model, seed))
+    assert read_text(tmp_path / "sample_00001.png")["smalti:seed"] == "2"
+    (tmp_path / "sample_00001.png").write_text("precious")
+    with pytest.raises(UserError, match="smalti did not write it"):
+        list(files.write_samples(x, tmp_path, model, 3))
+    assert (tmp_path / "sample_00001.png").read_text() == "precious"
 
 
 def test_samples_carry_where_they_came_from(tiny, tmp_path):

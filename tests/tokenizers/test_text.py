@@ -33,6 +33,15 @@ def test_any_text_comes_back(text):
     assert all(0 <= each < TOKENIZER.size for each in pieces.ids)
 
 
+def test_a_text_without_end_and_without_blanks_is_read_soon():
+    tokenizer = TextTokenizer.trained([*CAPTIONS, "a" * 300_000], pieces=400)
+    text = "b" * 1_000_000
+    part = tokenizer.encode(text, 64)
+    assert len(part.ids) == 64
+    assert part.cut
+    assert tokenizer.decode(part.ids) == text[: len(tokenizer.decode(part.ids))]
+
+
 @given(likely, st.integers(0, 12))
 def test_what_is_cut_is_the_beginning_in_whole_characters(text, most):
     whole, part = TOKENIZER.encode(text), TOKENIZER.encode(text, most)

@@ -241,7 +241,7 @@ def _from_metadata(root: Path, part: Path, file: Path) -> dict[str, tuple[str | 
         if not path.is_relative_to(root):
             raise UserError(f"{file}, line {line}: {name} lies outside {root}")
         label, text = row.get("label"), row.get("text")
-        label = None if label is None or label == "" else str(label)
+        label = _label(label, f"{file}, line {line}")
         texts = _texts(text, f"{file}, line {line}")
         key = path.relative_to(root).as_posix()
         if key in listed:  # a picture with several texts may stand on several lines
@@ -255,14 +255,29 @@ def _from_metadata(root: Path, part: Path, file: Path) -> dict[str, tuple[str | 
     return listed
 
 
+def _label(told: object, where: str) -> str | None:
+    """A class; a number is one too. Raises UserError on what is neither, and on half a character."""
+    if told is None or told == "":
+        return None
+    if not isinstance(told, str | int | float) or told != told:
+        raise UserError(f"{where}: a label is a string or a number, not {_kind(told)}")
+    if not _is_unicode(str(told)):
+        raise UserError(f"{where}: its label has half a character (\\ud800 … \\udfff), which is no proper Unicode")
+    return str(told)
+
+
+def _kind(told: object) -> str:
+    return "NaN" if told != told else type(told).__name__
+
+
 def _texts(told: object, where: str) -> tuple[str, ...]:
     """A caption, or a list of them, without those that are empty. Numbers are texts too. Raises UserError on others."""
     texts = []
     for text in told if isinstance(told, list) else [told]:
         if text is None or (isinstance(text, str) and not text.strip()):
             continue
-        if not isinstance(text, str | int | float):
-            raise UserError(f"{where}: a text is a string or a list of strings, not {type(text).__name__}")
+        if not isinstance(text, str | int | float) or isinstance(text, bool) or text != text:
+            raise UserError(f"{where}: a text is a string or a list of strings, not {_kind(text)}")
         if not _is_unicode(str(text)):
             raise UserError(f"{where}: its text has half a character (\\ud800 … \\udfff), which is no proper Unicode")
         texts.append(str(text))
@@ -270,7 +285,11 @@ def _texts(told: object, where: str) -> tuple[str, ...]:
 
 
 def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= each <= "\udfff" for each in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
@@ -278,7 +297,7 @@ def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
     try:
         with file.open(encoding="utf-8-sig", newline="" if file.suffix == ".csv" else None) as lines:
             if file.suffix == ".csv":
-                reader = csv.DictReader(lines)
+                reader = csv.DictReader(lines, strict=True)  # or an open quote would swallow all that follows
                 yield from ((reader.line_num, row) for row in reader)
                 return
             for number, line in enumerate(lines, 1):

@@ -40,7 +40,7 @@ class DataConfig(Config):
     channels: int | None = Field(default=None, ge=1, le=4)
     fit: Fit = "crop"
     flip: bool = False
-    shift: int = Field(default=0, ge=0)
+    shift: int = Field(default=0, ge=0, le=4096)
     validation: float = Field(default=0.05, ge=0, le=0.5)
     most: int | None = Field(default=None, ge=1)
     workers: int | None = Field(default=None, ge=0)

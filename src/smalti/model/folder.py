@@ -51,12 +51,17 @@ def build(recipe: Recipe, examples: Examples, text: TextTokenizer | None = None)
 
 def check_size(recipe: Recipe, signal: SignalSpec) -> None:
     """Raises UserError where the weights of a recipe's network are more than this machine has memory for."""
-    with torch.device("meta"), _Unfilled():  # shapes, and no memory
-        if isinstance(recipe.model, TransformerConfig):
-            context_width = recipe.model.width if recipe.paradigm.words else None
-            network: nn.Module = Transformer(recipe.model, conditioned=True, context_width=context_width)
-        else:
-            network = Autoencoder(recipe.model, signal)
+    try:
+        with torch.device("meta"), _Unfilled():  # shapes, and no memory
+            if isinstance(recipe.model, TransformerConfig):
+                context_width = recipe.model.width if recipe.paradigm.words else None
+                network: nn.Module = Transformer(recipe.model, conditioned=True, context_width=context_width)
+            else:
+                network = Autoencoder(recipe.model, signal)
+    except RuntimeError as error:  # more than can be counted
+        raise UserError(
+            f"the network of {recipe.name} is larger than any machine: make --model.width smaller"
+        ) from error
     needed = sum(each.numel() * each.element_size() for each in (*network.parameters(), *network.buffers()))
     if needed > memory():
         raise UserError(
@@ -122,7 +127,15 @@ def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator | Alig
         examples = checked(Examples, config["examples"], damaged)
     except KeyError as error:
         raise UserError(damaged) from error
-    paradigm = build(recipe, examples, _carried_text(folder, examples))
+    tokenizer = None
+    if recipe.generates and recipe.paradigm.reads != "signals":
+        tokenizer = _carried_tokenizer(folder, device, config.get("tokenizers", {}), damaged)
+        _check_fits(tokenizer, examples, damaged)  # before anything is built as large as it says
+    text = _carried_text(folder, examples)
+    try:
+        paradigm = build(recipe, examples, text)
+    except (RuntimeError, ValueError, OverflowError) as error:
+        raise UserError(f"{damaged} that can be built") from error
     _check_relied_on(paradigm, config.get("relies_on", {}), folder)
     weights = checkpoint.read_weights(folder, config)
     if broken := [name for name, each in weights.items() if not bool(each.isfinite().all())]:
@@ -135,8 +148,6 @@ def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator | Alig
     if recipe.paradigm.makes == "aligner":
         model = Aligner(recipe, examples, paradigm, place)
     elif recipe.generates:
-        cutters = config.get("tokenizers", {})
-        tokenizer = None if recipe.paradigm.reads == "signals" else _carried_tokenizer(folder, device, cutters)
         kind = Reader if recipe.paradigm.kind == "interleaved" else Generator
         model = kind(recipe, examples, paradigm, place, tokenizer)
     else:
@@ -156,18 +167,29 @@ def tokenizer_folder(path: str | Path) -> Path:
     return carried[0].parent if carried else folder
 
 
-def _carried_tokenizer(folder: Path, device: str, trained_with: Mapping[str, str]) -> Tokenizer:
+def _carried_tokenizer(folder: Path, device: str, trained_with: object, damaged: str) -> Tokenizer:
     """The tokenizer that a generator carries. Raises UserError where it is not the one it was trained with."""
+    if not isinstance(trained_with, dict):
+        raise UserError(damaged)
     carried = tokenizer_folder(folder)
     tokenizer = None if carried == folder else load(carried, device)
     if not isinstance(tokenizer, Tokenizer):
         raise UserError(f"{folder} is not whole: the generator's tokenizer is missing from {folder / 'tokenizers'}")
-    if trained_with.get(carried.name, tokenizer.sha256) != tokenizer.sha256:
+    if trained_with and trained_with.get(carried.name) != tokenizer.sha256:
         raise UserError(
             f"{carried} is not the tokenizer that {folder} was trained with: its codes mean other things; copy the"
             " folder again"
         )
     return tokenizer
+
+
+def _check_fits(tokenizer: Tokenizer, examples: Examples, damaged: str) -> None:
+    """Raises UserError where a generator's examples are not what its tokenizer makes and reads."""
+    ours, theirs = examples.signal, tokenizer.signal
+    if (ours.channels, ours.shape) != (theirs.channels, theirs.shape):
+        raise UserError(f"{damaged} of signals as its tokenizer reads")
+    if examples.codes is not None and examples.codes != tokenizer.network.codes:
+        raise UserError(f"{damaged} of codes as its tokenizer makes")
 
 
 def _carried_text(folder: Path, examples: Examples) -> TextTokenizer | None:

@@ -151,7 +151,7 @@ class Generator(Model):
         """Batch by batch what `draw` gives; `ways` takes the trajectory of each."""
         if batch is None:
             batch = min(self.at_once, max(1, CANDIDATES // getattr(options or self.options, "best_of", 1)))
-        n, seed, batch, first = _whole(n=n, seed=seed, batch=batch, first=first)
+        n, seed, batch, first = whole(n=n, seed=seed, batch=batch, first=first)
         if n < 0 or batch < 1:
             raise UserError(f"cannot draw {n} samples; ask for 1 or more")
         for given in (known, mask):
@@ -299,7 +299,7 @@ def together(ways: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return [torch.cat([way[min(step, len(way) - 1)].cpu() for way in ways if way]) for step in range(longest)]
 
 
-def _whole(**numbers: object) -> list[int]:
+def whole(**numbers: object) -> list[int]:
     """Whole numbers of any library as plain ones. Raises UserError on what is none."""
     found = []
     for name, number in numbers.items():

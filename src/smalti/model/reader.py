@@ -10,11 +10,13 @@ from torch import Tensor
 
 from smalti.config import Config
 from smalti.errors import UserError, nearest
-from smalti.model.generator import Generator
+from smalti.model.generator import Generator, whole
 from smalti.paradigms.base import Progress, untold
 from smalti.paradigms.interleaved import Interleaved, InterleavedOptions
 from smalti.paradigms.sequences import TASKS, Task
 from smalti.tokenizers.vocabulary import Codes, Part, Special
+
+SLACK = 0.01  # beyond [-1, 1], as a resized picture may reach
 
 
 class Reader(Generator):
@@ -27,7 +29,10 @@ class Reader(Generator):
     def caption(
         self, x: Tensor, seed: int = 0, options: Config | None = None, first: int = 0, progress: Progress = untold
     ) -> list[str]:
-        """What is in each of the pictures x (B, C, *space) in [-1, 1]; of picture i, drawn from (seed, first + i)."""
+        """What is in each of the pictures x (B, C, *space) in [-1, 1]; of picture i, drawn from (seed, first + i).
+
+        Raises UserError on what are no such pictures.
+        """
         begun: list[list[Part]] = [[picture, Special("describe")] for picture in self._codes(x)]
         return self._written(begun, seed, options, first, progress)
 
@@ -44,6 +49,7 @@ class Reader(Generator):
 
         Raises UserError on an empty question and on another number of them.
         """
+        self._check_pictures(x)
         if not isinstance(question, str) and not _are_texts(question):
             raise UserError("a question is a text; give one for all pictures, or a list of one each")
         questions = list(repeat(question, len(x))) if isinstance(question, str) else list(question)
@@ -67,7 +73,8 @@ class Reader(Generator):
         text is drawn if there is no picture yet and answered if there is, a picture is described. Raises UserError on
         a task that does not fit.
         """
-        if isinstance(said, str | Tensor):
+        (seed,) = whole(seed=seed)
+        if isinstance(said, str | Tensor) or not isinstance(said, Sequence):
             raise UserError("a conversation is a list of texts and pictures (C, *space); put what was said into one")
         for task in tasks:
             if not isinstance(task, str):
@@ -81,6 +88,8 @@ class Reader(Generator):
                 raise UserError("to answer takes a picture, then a question about it")
             if task == "describe" and not seen:
                 raise UserError("to describe takes a picture before")
+            if task == "describe" and pending:
+                raise UserError("the last text is a question about the picture; the task that fits is answer")
             if task == "draw":
                 parts += [*([] if pending else [Special("no_condition")]), Special("draw")]
                 self._check_options(options)
@@ -119,7 +128,21 @@ class Reader(Generator):
                 pending, seen = False, True
         return parts, pending, seen
 
+    def _check_pictures(self, x: Tensor) -> None:
+        """Raises UserError on what are no pictures as this model reads them."""
+        shape = (self.signal.channels, *self.signal.shape)
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise UserError(f"pictures are a float tensor (B, C, *space) in [-1, 1], not {found}")
+        if x.ndim != 1 + len(shape) or tuple(x.shape[1:]) != shape:
+            raise UserError(f"this model reads pictures (B, {', '.join(map(str, shape))}); got {tuple(x.shape)}")
+        if x.numel() and float(x.abs().max()) > 1 + SLACK:
+            raise UserError(
+                f"pictures lie in [-1, 1], and these reach {float(x.abs().max()):g}: x / 127.5 - 1 of bytes"
+            )
+
     def _codes(self, x: Tensor) -> list[Codes]:
+        self._check_pictures(x)
         return [Codes("image", codes) for codes in self.tokenizer.encode(x).cpu()]
 
     def _written(
@@ -131,6 +154,7 @@ class Reader(Generator):
         progress: Progress = untold,
     ) -> list[str]:
         self._check_options(options)
+        seed, first = whole(seed=seed, first=first)
         return self.network.write(begun, seed, cast("InterleavedOptions | None", options), first, progress)
 
 

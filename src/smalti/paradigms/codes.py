@@ -103,6 +103,8 @@ def known_codes(
         return nothing, nothing.bool()
     if known.shape != shape or mask.shape != shape:
         raise UserError(f"known codes and mask must be {shape}; got {tuple(known.shape)} and {tuple(mask.shape)}")
+    if known.is_floating_point() or known.is_complex():
+        raise UserError(f"known codes are whole numbers, not {known.dtype}")
     keep = as_sequence(mask.bool()).to(device)
     codes = as_sequence(known).to(device) * keep
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < spec.size:

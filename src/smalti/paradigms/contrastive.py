@@ -45,8 +45,8 @@ class ContrastiveConfig(ParadigmConfig):
     whole_batch: ClassVar[bool] = True
     loss: Literal["softmax", "sigmoid"] = "softmax"
     width: int = Field(256, ge=1, description="of the space that pictures and texts share")
-    pieces: int = Field(1024, ge=256, description="most pieces of text that are told apart")
-    longest: int = Field(64, ge=1, description="pieces of a text that are read; what is longer is cut")
+    pieces: int = Field(1024, ge=256, le=1_000_000, description="most pieces of text that are told apart")
+    longest: int = Field(64, ge=1, le=4096, description="pieces of a text that are read; what is longer is cut")
     picture_width: int = Field(256, ge=1, description="channels at the grid of a picture")
     strides: tuple[PositiveInt, ...] = Field((4, 2, 2), min_length=1)
     blocks: int = Field(2, ge=0, le=1000, description="residual blocks a level")

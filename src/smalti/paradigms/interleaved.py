@@ -82,9 +82,11 @@ class InterleavedConfig(ParadigmConfig):
     kind: Literal["interleaved"] = "interleaved"
     trains: ClassVar[str] = "transformer"
     reads: ClassVar[Reads] = "codes"
-    pieces: int = Field(1024, ge=256, description="most pieces of text in the vocabulary")
-    longest: int = Field(256, ge=1, description="pieces of a text that are read; what is longer is cut")
-    row: int = Field(256, ge=8, description="tokens of a row that sequences are packed in; longer if one needs it")
+    pieces: int = Field(1024, ge=256, le=1_000_000, description="most pieces of text in the vocabulary")
+    longest: int = Field(256, ge=1, le=4096, description="pieces of a text that are read; what is longer is cut")
+    row: int = Field(
+        256, ge=8, le=8192, description="tokens of a row that sequences are packed in; longer if one needs it"
+    )
     drawing: float = Field(0.5, ge=0, le=1)
     text_alone: float = Field(0.1, ge=0, le=1)
     questions: int = Field(3, ge=0, description="most that are asked about one picture")
@@ -355,7 +357,8 @@ class Interleaved(Paradigm):
 
         condition: a prompt for each; None or "" leaves what is drawn open. known: codes (n, Q, *grid) of which those
         under `mask` (bool, same shape) are kept: they must come first in raster order. Row i draws its noise from
-        (seed, first + i); with `best_of` K, its candidates are the rows (first + i) * K to (first + i + 1) * K - 1.
+        (seed, first + i); with `best_of` K, its candidates are the rows (first + i) * K to (first + i + 1) * K - 1, or
+        the first of them alone where there is no prompt to tell them apart by.
         `trajectory` is given the grid after every code, -1 where none has been chosen yet. Raises UserError on a mask
         that it cannot honour and on weights that are not finite.
         """
@@ -366,32 +369,36 @@ class Interleaved(Paradigm):
             raise UserError(
                 "a next-token model completes only what follows in reading order: the kept part must come first"
             )
-        asked = [NOBODY if not text else self.cut(text) for text in condition or [""] * n]
+        prompts = [NOBODY if not text else self.cut(text) for text in condition or [""] * n]
         length, each = self.codes.length, options.best_of
-        asked = [prompt for prompt in asked for _ in range(each)]
-        codes, keep = codes.repeat_interleave(each, 0), keep.repeat_interleave(each, 0)
+        drawn = [(i, k) for i, prompt in enumerate(prompts) for k in range(1 if prompt is NOBODY else each)]
+        of = [i for i, _ in drawn]
+        noise = first * each + torch.tensor([i * each + k for i, k in drawn], dtype=torch.int64)
+        asked = [prompts[i] for i in of]
+        codes, keep = codes[of], keep[of]
         begun = [self.sequences.begun([prompt, Special("draw")]) for prompt in asked]
         ways = [torch.full((len(begun), length), -1) for _ in range(0 if trajectory is None else length)]
         done = 0
         for rows in _alike(begun):
             where = torch.tensor(rows)
             prefix = self._stacked([begun[row] for row in rows])
-            drawing = self._drawn(prefix, codes[where], keep[where], seed, first * each + where, options)
+            drawing = self._drawn(prefix, codes[where], keep[where], seed, noise[where], options)
             for place, chosen in enumerate(drawing):
                 codes[where, : place + 1] = chosen
                 if ways:
                     ways[place][where, : place + 1] = chosen.cpu()
                 progress((done * length + (place + 1) * len(rows)) // len(begun), length)
             done += len(rows)
-        best = self._best(asked, codes, each)
+        best = self._best(asked, codes, of)
         if trajectory is not None:
             trajectory += [as_grid(way[best.cpu()], self.codes) for way in ways]
         return as_grid(codes[best], self.codes)
 
-    def _best(self, asked: Sequence[Part], codes: Tensor, each: int) -> Tensor:
-        """Of codes (n * each, T), which n to keep: of every `each`, the one that reads most like what was asked for."""
+    def _best(self, asked: Sequence[Part], codes: Tensor, of: Sequence[int]) -> Tensor:
+        """Of codes (N, T), which to keep: of those `of` one sample, the one that reads most like what was asked for."""
+        firsts = [at for at, i in enumerate(of) if not at or of[at - 1] != i]
         fits = torch.zeros(len(codes), dtype=torch.float64, device=codes.device)
-        for start in range(0, len(codes) if each > 1 else 0, AT_ONCE):
+        for start in range(0, len(codes) if len(firsts) < len(of) else 0, AT_ONCE):
             rows = range(start, min(start + AT_ONCE, len(codes)))
             worded = [row for row in rows if isinstance(asked[row], Text)]
             seen = as_grid(codes[worded].cpu(), self.codes)
@@ -404,8 +411,9 @@ class Interleaved(Paradigm):
                 ],
                 PIECE,
             )
-        first = torch.arange(0, len(codes), each, device=codes.device)
-        return first + fits.view(-1, each).argmax(1)
+        stops = [*firsts[1:], len(of)]
+        best = [start + int(fits[start:stop].argmax()) for start, stop in zip(firsts, stops, strict=True)]
+        return torch.tensor(best, dtype=torch.int64, device=codes.device)
 
     @torch.no_grad()
     def draw_after(self, parts: Sequence[Part], seed: int = 0, options: InterleavedOptions | None = None) -> Tensor:
@@ -415,7 +423,7 @@ class Interleaved(Paradigm):
         codes, keep = known_codes(self.codes, None, None, each, self.head.weight.device)
         prefix = self._stacked([self.sequences.begun(parts)] * each)
         *_, codes = self._drawn(prefix, codes, keep, seed, torch.arange(each), options)
-        best = self._best([parts[-2]] * each, codes, each)
+        best = self._best([parts[-2]] * each, codes, [0] * each)
         return as_grid(codes[best], self.codes)[0].cpu()
 
     def _drawn(

@@ -38,8 +38,8 @@ class TextEncoderConfig(Config):
 
     layers: int = Field(2, ge=1, le=1000)
     heads: int = Field(4, ge=1)
-    pieces: int = Field(1024, ge=256, description="most pieces of text in the vocabulary")
-    longest: int = Field(64, ge=1, description="pieces of a text that are read; what is longer is cut")
+    pieces: int = Field(1024, ge=256, le=1_000_000, description="most pieces of text in the vocabulary")
+    longest: int = Field(64, ge=1, le=4096, description="pieces of a text that are read; what is longer is cut")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="share of examples that train without their caption")
     folder: str | None = Field(None, description="a Hugging Face text encoder to use instead of training one")
 

@@ -121,8 +121,8 @@ def emoji() -> Recipe:
             "name": "emoji",
             "data": MIX.model_copy(update={"most": 100_000}).model_dump(),
             "init": "runs/emoji-scenes",
-            "paradigm.drawing": 0.5,
-            "paradigm.questions": 4,
+            "paradigm.drawing": 0.52,
+            "paradigm.questions": 3,
             "paradigm.code_dropout": 0.6,
             # what it drew comes back from the file as other codes, and is to be read all the same
             "paradigm.seen_again": 0.5,
@@ -130,9 +130,9 @@ def emoji() -> Recipe:
             "paradigm.sampling.guidance": 2.0,
             "paradigm.sampling.temperature": 0.5,
             "paradigm.sampling.best_of": 4,
-            "training.steps": 2800,
+            "training.steps": 1700,
             "training.lr_end": 0.01,
-            "training.validate_every": 700,
+            "training.validate_every": 850,
         }
     )
 
@@ -176,9 +176,9 @@ def emoji_text_dit() -> Recipe:
             "name": "emoji-text-dit",
             "data": MIX.model_copy(update={"most": 120_000}).model_dump(),
             "init": "runs/emoji-text-dit-scenes",
-            "training.steps": 700,
+            "training.steps": 1800,
             "training.lr_end": 0.01,
-            "training.validate_every": 350,
+            "training.validate_every": 600,
         }
     )
 

@@ -29,6 +29,7 @@ class Choice:
     dropout: float
     flip: bool
     pictures: int
+    captioned: int
     labels: int
     why: str
 
@@ -49,6 +50,7 @@ def choose(source: str) -> Choice:
         layers, model_width, dropout = 6, 256, 0.1
     else:
         layers, model_width, dropout = 4, 128, 0.2
+    captioned = count if train.made and train.has_text else sum(bool(train.text(i)) for i in range(count))
     flip = not train.has_text  # a caption may say left or right
     grid = side // (STRIDES[side][0] * (STRIDES[side][1] if len(STRIDES[side]) > 1 else 1))
     size = f"{layers} layers × {model_width}, dropout {dropout}"
@@ -61,7 +63,19 @@ def choose(source: str) -> Choice:
         f"  a transformer of {size}: as large as {count:,} pictures can teach\n"
         f"  {mirrored}"
     )
-    return Choice(side, train.signal.channels, codes, layers, model_width, dropout, flip, count, len(train.labels), why)
+    return Choice(
+        side,
+        train.signal.channels,
+        codes,
+        layers,
+        model_width,
+        dropout,
+        flip,
+        pictures=count,
+        captioned=captioned,
+        labels=len(train.labels),
+        why=why,
+    )
 
 
 def folder_tokenizer(source: str) -> Recipe:
@@ -123,7 +137,7 @@ def folder_words(source: str) -> Recipe:
     data: a folder of pictures with metadata.jsonl or metadata.csv that has file_name and text
     """
     choice = choose(source)
-    say(f"{choice.why}\n  {expectation(choice.pictures)}")
+    say(f"{choice.why}\n  {expectation(choice.captioned)}")
     sampling = InterleavedOptions(guidance=3.0, top_p=0.95)
     # forty passes in each direction
     return _generator("folder-words", source, choice, InterleavedConfig(sampling=sampling), passes=80)
@@ -150,6 +164,8 @@ def _generator(
 
 def expectation(pictures: int) -> str:
     """What a model of so many captioned pictures can be expected to do, in a sentence."""
+    if not pictures:
+        return "none of them has a caption, and a model of words learns from those"
     if pictures < 2_000:
         return (
             f"{pictures:,} captioned pictures are few: expect pictures and captions like those it was shown, and little"

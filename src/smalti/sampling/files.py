@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from smalti.training.log import ProgressLine, say
 
 T = TypeVar("T")
 
-LONGEST_SLUG = 80
+LONGEST_SLUG = 80  # bytes
 PATIENCE = 2.0  # seconds that nobody minds waiting without a word
 
 
@@ -115,9 +116,17 @@ def padded(x: Tensor, stride: int) -> Tensor:
 
 
 def slug(name: str) -> str:
-    """A label or a prompt as part of a file name: lower case, every run of other characters than letters and digits one
-    hyphen, and not too long for any disk."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:LONGEST_SLUG].rstrip("-") or "sample"
+    """A label or a prompt as part of a file name: lower case, every run of other characters than letters and digits, of
+    any script, one hyphen, and not too long for any disk. What has neither is told apart by its hash.
+    """
+    letters = re.sub(r"[\W_]+", "-", name.lower()).strip("-")
+    letters = letters.encode()[:LONGEST_SLUG].decode(errors="ignore").rstrip("-")
+    return letters or f"sample-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
+
+
+def sample_path(folder: Path, index: int, asked_for: str | None = None) -> Path:
+    """Where a sample goes: its name is the label or prompt it was asked for by, and its index."""
+    return folder / f"{slug(asked_for) if asked_for else 'sample'}_{index:05d}.png"
 
 
 def write_samples(
@@ -128,10 +137,9 @@ def write_samples(
     asked_for: str | None = None,
     told: dict[str, str] | None = None,
 ) -> Iterator[Path]:
-    """One file a sample (C, H, W), as soon as it is there: where each one went.
+    """One file a sample (C, H, W), as soon as it is there, at its `sample_path`: where each one went.
 
-    Its name is the label or prompt it was asked for by, and its index; these, recipe and seed stand in the PNG's text
-    fields.
+    What it was asked for by, its index, recipe and seed stand in the PNG's text fields. Raises UserError as `spare`.
     """
     kind = "prompt" if isinstance(model, Generator) and model.words else "label"
     text = {
@@ -142,7 +150,8 @@ def write_samples(
         **(told or {}),
     }
     for index, picture in enumerate(pictures):
-        path = folder / f"{slug(asked_for) if asked_for else 'sample'}_{index:05d}.png"
+        path = sample_path(folder, index, asked_for)
+        spare([path])
         write_picture(path, picture, {**text, "smalti:index": str(index)})
         yield path
 

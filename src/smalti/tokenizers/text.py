@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from smalti.checkpoint import write_text
 from smalti.errors import UserError
 
 FILE = "tokenizer.json"
+LONGEST_WORD = 128  # characters that are read as one word; no language of words has longer ones
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # the letters that stand for the 256 bytes
 # what a tokenizer that lowers, trims or composes would not give back
 PROBE = "\tÀ la  carte:\r\n e\u0301 ≠ é, ﬁ ≠ fi, 👩🏽‍🎨 שלום \u0000 "
@@ -36,6 +37,7 @@ class TextTokenizer:
 
     def __init__(self, pieces: Tokenizer) -> None:
         self._pieces = pieces
+        self._longest = max(map(len, pieces.get_vocab()), default=1)  # bytes of a piece, and no fewer characters
 
     @classmethod
     def trained(cls, captions: Iterable[str], pieces: int) -> TextTokenizer:
@@ -46,7 +48,9 @@ class TextTokenizer:
         if pieces < len(BYTES):
             raise UserError(f"{pieces} pieces are too few: each of the {len(BYTES)} bytes is one")
         made = Tokenizer(models.BPE())
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        # merging takes time that grows with the square of a word's length
+        short = pre_tokenizers.Split(Regex(rf"\S{{{LONGEST_WORD}}}"), "isolated")
+        made.pre_tokenizer = pre_tokenizers.Sequence([short, pre_tokenizers.ByteLevel(add_prefix_space=False)])
         made.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(vocab_size=pieces, min_frequency=2, initial_alphabet=BYTES, show_progress=False)
         made.train_from_iterator(map(_proper, captions), trainer)
@@ -94,10 +98,12 @@ class TextTokenizer:
 
         Raises UserError on text that is no proper Unicode.
         """
-        found = self._pieces.encode(_proper(text), add_special_tokens=False)
+        # of a text much too long for so many pieces the rest need not be looked at
+        read = _proper(text) if most is None else _proper(text)[: self._longest * most + LONGEST_WORD]
+        found = self._pieces.encode(read, add_special_tokens=False)
         ids, spans = found.ids, found.offsets  # a span is the characters that a piece has a part of
         if most is None or len(ids) <= most:
-            return Pieces(tuple(ids), cut=False)
+            return Pieces(tuple(ids), cut=len(read) < len(text))
         end = most
         while end and spans[end - 1][1] > spans[end][0]:
             end -= 1
