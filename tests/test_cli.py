@@ -37,7 +37,7 @@ def _here(tmp_path, monkeypatch):
 
 def process(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "smalti.cli", *map(str, arguments)],
+        [sys.executable, "-m", "smalti", *map(str, arguments)],
         capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 

@@ -103,20 +103,6 @@ def test_hidden_codes_are_out_of_sight_and_only_in_training():
     assert torch.equal(said, model._read([told[one]], torch.device("cpu"), [hidden[one]])[0])
 
 
-def test_codes_of_what_is_read_are_hidden_up_to_a_half():
-    model = made(drawing=0.0, text_alone=0.0, code_dropout=1.0, seen_dropout=0.4)
-    batch = batch_of(2000, step=5)
-    told = [model.sequences.told(parts) for parts in model.sequences.of(batch, True)]
-    hidden = model.sequences.hidden(batch, told, True)
-    read = [(out, each.roles == SEEN) for out, each in zip(hidden, told, strict=True) if (each.roles == SEEN).any()]
-    assert len(read) > 1000
-    assert all(not (out & ~seen).any() for out, seen in read)
-    shares = torch.stack([out.sum() / seen.sum() for out, seen in read])
-    assert shares.mean() == pytest.approx(0.4 * 0.25, abs=0.02)
-    assert 0.6 <= (shares == 0).float().mean() < 0.72  # some are hit and yet lose nothing
-    assert not any(out.any() for out in model.sequences.hidden(batch, told, False))
-
-
 def test_a_share_of_what_is_read_comes_as_encoded_again():
     model, batch = made(drawing=0.4, seen_again=0.3), batch_of(2000)
     batch = dataclasses.replace(batch, again=(batch.x + 1) % CODE_SPEC.size)

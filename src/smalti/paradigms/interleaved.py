@@ -93,9 +93,6 @@ class InterleavedConfig(ParadigmConfig):
     seen_again: float = Field(
         0.0, ge=0, le=1, description="share of the pictures read that come as encoded again, from what they decode to"
     )
-    seen_dropout: float = Field(
-        0.0, ge=0, le=1, description="share of the pictures read with codes hidden, up to half of them"
-    )
     text_dropout: float = Field(0.1, ge=0, le=1, description="share of the pictures drawn without their caption")
     # it grows, for where codes are hidden from the start, what follows from what is learnt late
     code_dropout: float = Field(

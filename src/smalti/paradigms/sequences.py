@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 # of random numbers: what is asked in training; which codes are hidden there; what is read as it comes back
 TASK_STREAM, CODE_STREAM, AGAIN_STREAM = 140, 1000, 1010
 DESCRIBED = 0.8  # of the pictures that are read
-MOST_UNSEEN = 0.5  # of the codes of a picture that is read
 NOBODY = Special("no_condition")
 Task = Literal["draw", "describe", "answer"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -130,20 +129,15 @@ class Sequences:
         return told.tokens[:-1], told.wholes[:-1]
 
     def hidden(self, batch: Batch, told: Sequence[Told], training: bool) -> list[Tensor]:
-        """Which tokens of each sequence are out of sight, bool (T,): of some pictures, some codes."""
+        """Which tokens of each sequence are out of sight, bool (T,): of some drawn pictures, some codes."""
         length = self.vocabulary.codes["image"].length
-        grown = min(1, 2 * batch.step / self.steps) if training else 0.0
-        shares = {CODE: grown * self.config.code_dropout, SEEN: self.config.seen_dropout if training else 0.0}
+        share = self.config.code_dropout * min(1, 2 * batch.step / self.steps) if training else 0.0
         chance, level = (uniform(batch.seed, batch.step, batch.rows, CODE_STREAM + i) for i in range(2))
         counters = batch.rows[:, None].cpu() * length + torch.arange(length)
-        lot = uniform(batch.seed, batch.step, counters, CODE_STREAM + 2)
-        hidden = []
-        for each, hit, most, lots in zip(told, chance.tolist(), level.tolist(), lot, strict=True):
-            out = torch.zeros_like(each.roles, dtype=torch.bool)
-            for role, share in shares.items():
-                # of what is drawn, half of those that are hit hide all codes; what is read has to stay known
-                rate = 0.0 if hit >= share else min(1.0, 2 * most) if role == CODE else MOST_UNSEEN * most
-                here = each.roles == role
-                out[here] = (lots < rate)[: int(here.sum())]
-            hidden.append(out)
+        # half of those that are hit hide all codes, the others any share of them
+        rate = torch.where(chance < share, (2 * level).clamp_max(1), 0)
+        out = uniform(batch.seed, batch.step, counters, CODE_STREAM + 2) < rate[:, None]
+        hidden = [each.roles == CODE for each in told]
+        for here, codes in zip(hidden, out, strict=True):
+            here[here.clone()] = codes[: int(here.sum())]
         return hidden
