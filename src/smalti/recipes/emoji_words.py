@@ -18,6 +18,8 @@ def emoji_mix_tokenizer() -> Recipe:
 
     smalti train emoji-mix-tokenizer
     data: emoji-mix
+    time: 9 min on two cores that multiply bf16 in tiles
+    result: 22.3 dB, SSIM 0.81 on held-out scenes and drawings, 509 of 512 codes used
     """
     return emoji_tokenizer().changed(
         **{
@@ -37,6 +39,8 @@ def emoji_mix_vae() -> Recipe:
 
     smalti train emoji-mix-vae
     data: emoji-mix
+    time: 9 min on two cores that multiply bf16 in tiles
+    result: 26.5 dB, SSIM 0.89 on held-out scenes and drawings
     """
     return emoji_vae().changed(
         **{"name": "emoji-mix-vae", "data": MIX.model_dump(), "model.local": True, "training.steps": 3000}
@@ -51,8 +55,8 @@ def emoji_things() -> Recipe:
 
     smalti train emoji-things
     data: emoji-things
-    time: 13 min on two cores that multiply bf16 in tiles, after the tokenizer's
-    result: 3.22 nats a code on held-out scenes of several things and drawings
+    time: 9 min on two cores that multiply bf16 in tiles, after the tokenizer's
+    result: 2.84 nats a code on held-out scenes of several things and drawings
     """
     return Recipe(
         name="emoji-things",
@@ -89,8 +93,6 @@ def emoji_scenes() -> Recipe:
 
     smalti train emoji-scenes --init runs/emoji-things
     data: emoji-scenes
-    time: 43 min on two cores that multiply bf16 in tiles
-    result: 0.94 of the things of scenes with unseen pairs at their place, 0.71 of their captions name all things
     """
     return emoji_things().changed(
         **{
