@@ -412,6 +412,7 @@ def test_what_a_user_gets_wrong_is_one_line(smalti, worded, tiny, tmp_path):
         (("caption", tiny.tokenizer, tiny.picture), "trained without text"),
         (("sample", worded.run, "x", "--text-top-k", 3), "is of writing"),
         (("sample", worded.run, "--best-of", 3), "say what to draw"),
+        (("complete", worded.run, picture, "--keep", 0.5, "--most-text", 9, "--out", tmp_path / "c"), "is of writing"),
         (("caption", worded.run, picture, "--most-text", 0), "most_text"),
         (("caption", worded.run, picture, "--most-text", 10**9), "most_text"),
         (("sample", "emojy", "x"), "no run at emojy"),
@@ -419,7 +420,7 @@ def test_what_a_user_gets_wrong_is_one_line(smalti, worded, tiny, tmp_path):
         (("export", worded.run, "--out", tmp_path), "already"),
         (("export", worded.run, "--out", tmp_path / "e", "--dtype", "int4"), "bf16 or fp32"),
         (("train", "emoji-text-dit-scenes", "--data", tiny.data, "--out", tmp_path / "r"), "no captions"),
-        (("train", "emoji", "--data", tiny.data, "--out", tmp_path / "r"), "goes on from runs/emoji-scenes"),
+        (("train", "emoji", "--data", tiny.data, "--out", tmp_path / "r"), "goes on from runs/emoji-drawings"),
     ]:
         answer = smalti(*words)
         assert answer.status == 2, words

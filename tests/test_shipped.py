@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from smalti.data.image import read_image, to_pixels, to_signal
 from smalti.data.scene import GROUNDS
 from smalti.evaluation.scenes import ground_of
 from smalti.model import Reader, load
+from smalti.recipe import Recipe, parse
+from smalti.recipes import recipe
 
 MOST_BYTES = 20_000_000
 SOMEWHERE = re.compile(r"[\"'\s(]/\w+/")  # a path of the machine that it was trained on
@@ -40,6 +43,18 @@ def test_its_card_tells_how_it_was_trained_and_what_was_measured():
     card = (SHIPPED / "emoji" / "README.md").read_text(encoding="utf-8")
     for told in ("minutes of training", "scenes drawn", "drawings read", "## Recipe", "licence"):
         assert told in card
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_the_recipes_that_made_it_are_those_of_today(name):
+    """Or nobody could make it again."""
+    config = SHIPPED / name / "config.json"
+    made = parse(json.loads(config.read_text(encoding="utf-8"))["recipe"], str(config))
+    assert isinstance(made.tokenizer, Recipe)
+    for each in (made, made.tokenizer):
+        today = recipe(each.name)
+        for part in ("data", "model", "paradigm", "training"):
+            assert getattr(each, part) == getattr(today, part), (each.name, part)
 
 
 def test_a_prompt_becomes_a_picture(smalti, tmp_path):

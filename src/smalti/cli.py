@@ -427,7 +427,7 @@ def complete(
     if (keep is None) == (mask is None):
         raise UserError("say what to keep: either --keep 0.5 or --mask PNG")
     generator = _generator(run, device)
-    options, asked_for = _options(generator, context.obj), _asked_for(generator, run, prompt, label)
+    options, asked_for = _picture_options(generator, context.obj), _asked_for(generator, run, prompt, label)
     if mask is not None:
         kept = mask_from_file(mask, generator.shape, generator.signal.shape, 1)
     else:
@@ -456,7 +456,7 @@ def vary(
     from smalti.sampling.files import remade
 
     generator = _generator(run, device)
-    options, asked_for = _options(generator, context.obj), _asked_for(generator, run, prompt, label)
+    options, asked_for = _picture_options(generator, context.obj), _asked_for(generator, run, prompt, label)
     for path in remade(generator, files, out, lambda x, told: generator.vary(x, level, asked_for, seed, options, told)):
         print(path)
 

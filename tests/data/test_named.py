@@ -120,7 +120,7 @@ def test_every_set_states_checksums_ways_labels_and_licence(name):
     named = NAMED_SETS[name]
     assert all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in named.files.values())
     assert len(set(named.files.values())) == len(named.files)
-    made = ("emoji-mix", "emoji-things", "emoji-scenes", "emoji-scenes-drawings")
+    made = ("emoji-mix", "emoji-things", "emoji-drawings", "emoji-scenes", "emoji-scenes-drawings")
     labels = {"emoji": 9, "emoji-pairs": 8, **dict.fromkeys(made, 0)}.get(name, 10)
     assert len(named.labels) == len(set(named.labels)) == labels
     assert NAMED_SETS[named.of or name].files == named.files

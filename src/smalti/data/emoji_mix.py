@@ -14,7 +14,8 @@ from smalti.data.order import draws
 from smalti.data.scene import Part
 from smalti.data.scenes import Scenes, read_scenes
 
-SCENES = 0.4  # of all examples
+SCENES = 0.5  # of all examples
+FEW_SCENES = 0.3  # the same where single drawings come first
 THINGS = 0.9  # the same where all scenes hold one thing
 VALIDATION = 0.05  # of the pairs of concept and artist that are not for the test, those held out to choose a model by
 TONE = "skin tone"  # in the names of variants
