@@ -183,6 +183,17 @@ def fit(model: Interleaved, codes: torch.Tensor, text: str) -> float:
     return sum(log_p[at, sequence[at + 1]].item() for at in range(begin, len(sequence) - 1))
 
 
+def test_where_nothing_was_asked_for_one_is_drawn(monkeypatch):
+    model, rows = made(), []
+    drawn = model._drawn
+    monkeypatch.setattr(model, "_drawn", lambda *given: (rows.extend(given[4].tolist()), drawn(*given))[1])
+    prompts = ["", WORDS[0], ""]
+    x = model.sample(3, prompts, seed=4, options=InterleavedOptions(best_of=5))
+    assert sorted(rows) == [0, 5, 6, 7, 8, 9, 10]
+    for i, prompt in enumerate(prompts):
+        assert torch.equal(model.sample(1, [prompt], seed=4, options=InterleavedOptions(best_of=5), first=i)[0], x[i])
+
+
 def test_the_best_of_several_is_what_reads_most_like_its_prompt():
     model, prompts = made(), ["a red dog", "two green birds, on white", "a blue cat"]
     each = model.sample(15, [prompt for prompt in prompts for _ in range(5)], seed=4).view(3, 5, 2, 2, 3)

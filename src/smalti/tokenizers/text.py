@@ -98,12 +98,12 @@ class TextTokenizer:
 
         Raises UserError on text that is no proper Unicode.
         """
-        # of a text much too long for so many pieces the rest need not be looked at
+        # of a text too long for so many pieces the rest need not be looked at: what is left still has more than that
         read = _proper(text) if most is None else _proper(text)[: self._longest * most + LONGEST_WORD]
         found = self._pieces.encode(read, add_special_tokens=False)
         ids, spans = found.ids, found.offsets  # a span is the characters that a piece has a part of
         if most is None or len(ids) <= most:
-            return Pieces(tuple(ids), cut=len(read) < len(text))
+            return Pieces(tuple(ids), cut=False)
         end = most
         while end and spans[end - 1][1] > spans[end][0]:
             end -= 1
