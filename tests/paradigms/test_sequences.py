@@ -103,6 +103,33 @@ def test_hidden_codes_are_out_of_sight_and_only_in_training():
     assert torch.equal(said, model._read([told[one]], torch.device("cpu"), [hidden[one]])[0])
 
 
+def test_a_share_of_the_pictures_is_drawn_blind_from_the_first_step_on():
+    model = made(drawing=1.0, text_alone=0.0, blind=0.3)
+    batch = batch_of(1000, step=0)
+    told = [model.sequences.told(parts) for parts in model.sequences.of(batch, True)]
+    assert not any(each.any() for each in model.sequences.hidden(batch, told, False))
+    hidden = [
+        each[one.roles == CODE] for each, one in zip(model.sequences.hidden(batch, told, True), told, strict=True)
+    ]
+    assert all(each.all() or not each.any() for each in hidden)
+    assert sum(bool(each.all()) for each in hidden) / 1000 == pytest.approx(0.3, abs=0.05)
+
+
+def test_of_each_picture_that_is_read_a_share_of_its_own_is_hidden():
+    model = made(drawing=0.5, text_alone=0.0, blind=1.0, seen_dropout=0.4)
+    batch = batch_of(1000)
+    told = [model.sequences.told(parts) for parts in model.sequences.of(batch, True)]
+    hidden = model.sequences.hidden(batch, told, True)
+    shares = torch.stack(
+        [each[one.roles == SEEN].float().mean() for each, one in zip(hidden, told, strict=True) if SEEN in one.roles]
+    )
+    assert shares.mean() == pytest.approx(0.2, abs=0.03)
+    assert shares.std() > 0.08
+    assert not any(each.any() for each in model.sequences.hidden(batch, told, False))
+    of_all = [each & (one.roles != SEEN) & (one.roles != CODE) for each, one in zip(hidden, told, strict=True)]
+    assert not any(each.any() for each in of_all)
+
+
 def test_a_share_of_what_is_read_comes_as_encoded_again():
     model, batch = made(drawing=0.4, seen_again=0.3), batch_of(2000)
     batch = dataclasses.replace(batch, again=(batch.x + 1) % CODE_SPEC.size)

@@ -9,8 +9,8 @@ says what is asked:
 Captions of a share of the pictures are replaced by the token `no_condition`, so that the same network also gives the
 prediction that guidance needs (Ho & Salimans 2022, arXiv 2207.12598). The first codes of a thing give away the rest, so
 that a caption is soon not looked at; of a share of the pictures, a random part of the codes is therefore hidden from
-those that follow (Bowman et al. 2016, arXiv 1511.06349, word dropout). A token only ever competes with those that the
-grammar of the vocabulary allows in its place, in training as in sampling.
+those that follow (Bowman et al. 2016, arXiv 1511.06349, word dropout), or all of them. A token only ever competes with
+those that the grammar of the vocabulary allows in its place, in training as in sampling.
 """
 
 from __future__ import annotations
@@ -100,6 +100,12 @@ class InterleavedConfig(ParadigmConfig):
         ge=0,
         le=1,
         description="share of the pictures drawn with codes of theirs hidden, from halfway through; before, it grows",
+    )
+    blind: float = Field(
+        0.0, ge=0, le=1, description="share of the pictures drawn with all their codes hidden: by their caption alone"
+    )
+    seen_dropout: float = Field(
+        0.0, ge=0, le=1, description="most of the codes that are hidden of a picture that is read: a share up to it"
     )
     given: Literal["causal", "full"] = Field(
         "causal", description="how what is given is read: each token with those before it, or with the whole part"

@@ -21,8 +21,9 @@ from smalti.tokenizers.vocabulary import Codes, Part, Special, Text, Vocabulary
 if TYPE_CHECKING:
     from smalti.paradigms.interleaved import InterleavedConfig
 
-# of random numbers: what is asked in training; which codes are hidden there; what is read as it comes back
-TASK_STREAM, CODE_STREAM, AGAIN_STREAM = 140, 1000, 1010
+# of random numbers: what is asked in training; which codes are hidden there; what is read as it comes back; which
+# pictures are drawn blind
+TASK_STREAM, CODE_STREAM, AGAIN_STREAM, BLIND_STREAM = 140, 1000, 1010, 1020
 DESCRIBED = 0.8  # of the pictures that are read
 NOBODY = Special("no_condition")
 Task = Literal["draw", "describe", "answer"]
@@ -129,15 +130,25 @@ class Sequences:
         return told.tokens[:-1], told.wholes[:-1]
 
     def hidden(self, batch: Batch, told: Sequence[Told], training: bool) -> list[Tensor]:
-        """Which tokens of each sequence are out of sight, bool (T,): of some drawn pictures, some codes."""
+        """Which tokens of each sequence are out of sight, bool (T,): of some pictures, some codes."""
         length = self.vocabulary.codes["image"].length
-        share = self.config.code_dropout * min(1, 2 * batch.step / self.steps) if training else 0.0
-        chance, level = (uniform(batch.seed, batch.step, batch.rows, CODE_STREAM + i) for i in range(2))
+        pictures = [(each.roles == CODE) | (each.roles == SEEN) for each in told]
+        if not training:
+            return [torch.zeros_like(each) for each in pictures]
         counters = batch.rows[:, None].cpu() * length + torch.arange(length)
-        # half of those that are hit hide all codes, the others any share of them
-        rate = torch.where(chance < share, (2 * level).clamp_max(1), 0)
+        read = torch.tensor([bool((each.roles == SEEN).any()) for each in told])
+        rate = self._rate_hidden(batch, read)
         out = uniform(batch.seed, batch.step, counters, CODE_STREAM + 2) < rate[:, None]
-        hidden = [each.roles == CODE for each in told]
-        for here, codes in zip(hidden, out, strict=True):
+        for here, codes in zip(pictures, out, strict=True):
             here[here.clone()] = codes[: int(here.sum())]
-        return hidden
+        return pictures
+
+    def _rate_hidden(self, batch: Batch, read: Tensor) -> Tensor:
+        """Of each picture, the share of its codes that is hidden; `read` tells which are not drawn, bool (B,)."""
+        config, rows = self.config, batch.rows.cpu()
+        chance, level = (uniform(batch.seed, batch.step, rows, CODE_STREAM + i) for i in range(2))
+        # half of those that are hit hide all codes, the others any share of them
+        hit = chance < config.code_dropout * min(1, 2 * batch.step / self.steps)
+        drawn = torch.where(hit, (2 * level).clamp_max(1), 0)
+        drawn[uniform(batch.seed, batch.step, rows, BLIND_STREAM) < config.blind] = 1
+        return torch.where(read, config.seen_dropout * level, drawn)
