@@ -32,6 +32,9 @@ class Plain:
     def questions(self, i: int):
         return (("which?", str(i)),)
 
+    def tells_all(self, i: int) -> bool:
+        return False
+
     def name_of(self, i: int) -> str:
         return f"scenes/{i}"
 
@@ -47,6 +50,7 @@ def test_every_example_is_a_scene_or_a_drawing_as_a_whole():
         item = source.item(i)
         assert item.text == source.text(i)
         assert torch.equal(item.pixels, torch.from_numpy(source.raster(i)))
+        assert source.tells_all(i) == item.name.startswith("emoji/")
         if item.name == f"scenes/{i}":
             scenes += 1
             assert item.text == (f"scene {i}",)

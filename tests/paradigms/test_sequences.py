@@ -115,6 +115,15 @@ def test_a_share_of_the_pictures_is_drawn_blind_from_the_first_step_on():
     assert sum(bool(each.all()) for each in hidden) / 1000 == pytest.approx(0.3, abs=0.05)
 
 
+def test_only_what_its_caption_tells_all_of_is_drawn_blind():
+    model = made(drawing=1.0, text_alone=0.0, blind=1.0)
+    batch = dataclasses.replace(batch_of(60, step=0), tell_all=torch.arange(60) % 3 == 0)
+    for part in (batch, *batch.split(25)):
+        told = [model.sequences.told(parts) for parts in model.sequences.of(part, True)]
+        blind = [bool(each.any()) for each in model.sequences.hidden(part, told, True)]
+        assert blind == part.tell_all.tolist()
+
+
 def test_of_each_picture_that_is_read_a_share_of_its_own_is_hidden():
     model = made(drawing=0.5, text_alone=0.0, blind=1.0, seen_dropout=0.4)
     batch = batch_of(1000)

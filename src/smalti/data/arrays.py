@@ -51,7 +51,8 @@ class Held:
         numbers = chosen if self.rows is None else self.rows[chosen]
         texts = texts_of(self.words, numbers, step, rows, seed)
         questions = [self.words.questions(i) for i in numbers.tolist()]
-        return Batch(step, rows, chosen, x, labels, texts, questions, again, seed=seed or 0)
+        tell_all = torch.tensor([self.words.tells_all(i) for i in numbers.tolist()], dtype=torch.bool)
+        return Batch(step, rows, chosen, x, labels, texts, questions, again, tell_all, seed or 0)
 
 
 def shuffled(held: Held, batch: int, seed: int, rank: int = 0, ranks: int = 1, start: int = 0) -> Iterator[Batch]:

@@ -20,7 +20,8 @@ class Batch:
     `rows` int64 (B,): their places in the global batch; `indices` int64 (B,): their places in the source, of the
     examples really used; `x`: float32 (B, C, *space) in [-1, 1], or codes int64 (B, Q, *grid); `labels` int64 (B,);
     `texts`: one each, "" for none; `questions`: (question, answer) about each, as many as there are; `again`:
-    other codes of the same, as `x`. Whatever is drawn for an example comes from (`seed`, `step`, its row).
+    other codes of the same, as `x`; `tell_all` bool (B,): whose texts tell all there is to see, or None, as all do.
+    Whatever is drawn for an example comes from (`seed`, `step`, its row).
     """
 
     step: int
@@ -31,6 +32,7 @@ class Batch:
     texts: list[str] | None = None
     questions: list[Questions] | None = None
     again: Tensor | None = None
+    tell_all: Tensor | None = None
     seed: int = 0
 
     def to(self, device: torch.device) -> Batch:
@@ -54,6 +56,7 @@ class Batch:
                 texts=None if self.texts is None else self.texts[part],
                 questions=None if self.questions is None else self.questions[part],
                 again=None if self.again is None else self.again[part],
+                tell_all=None if self.tell_all is None else self.tell_all[part],
             )
 
 

@@ -72,6 +72,9 @@ class EmojiMix(Source):
             return self.scenes.questions(i)
         return questions(self.details[drawing], PAIR_GROUPS[self._groups[drawing]])
 
+    def tells_all(self, i: int) -> bool:
+        return self._drawing(i) is not None or self.scenes.tells_all(i)
+
     def name_of(self, i: int) -> str:
         drawing = self._drawing(i)
         return self.scenes.name_of(i) if drawing is None else self.details[drawing].name

@@ -106,6 +106,10 @@ class Source(ABC):
         """(question, answer) about example i; () when there are none."""
         return ()
 
+    def tells_all(self, i: int) -> bool:
+        """Whether the texts of example i tell all there is to see, as the name of a drawing does."""
+        return True
+
     @property
     def has_text(self) -> bool:
         """Whether any example has a text."""
@@ -227,6 +231,9 @@ class Some(Source):
 
     def questions(self, i: int) -> Questions:
         return self._source.questions(int(self._chosen[i]))
+
+    def tells_all(self, i: int) -> bool:
+        return self._source.tells_all(int(self._chosen[i]))
 
     @property
     def has_text(self) -> bool:

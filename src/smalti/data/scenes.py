@@ -85,6 +85,9 @@ class Scenes(Source):
     def questions(self, i: int) -> Questions:
         return questions(self.scene(i))
 
+    def tells_all(self, i: int) -> bool:
+        return False  # who drew the things, and where just they stand, is left open
+
     def name_of(self, i: int) -> str:
         return f"{self.name}/{self._part}/{i}"
 

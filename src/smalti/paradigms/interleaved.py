@@ -102,7 +102,10 @@ class InterleavedConfig(ParadigmConfig):
         description="share of the pictures drawn with codes of theirs hidden, from halfway through; before, it grows",
     )
     blind: float = Field(
-        0.0, ge=0, le=1, description="share of the pictures drawn with all their codes hidden: by their caption alone"
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the pictures drawn, of those whose caption tells all, with all their codes hidden",
     )
     seen_dropout: float = Field(
         0.0, ge=0, le=1, description="most of the codes that are hidden of a picture that is read: a share up to it"

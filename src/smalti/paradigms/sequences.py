@@ -150,5 +150,6 @@ class Sequences:
         # half of those that are hit hide all codes, the others any share of them
         hit = chance < config.code_dropout * min(1, 2 * batch.step / self.steps)
         drawn = torch.where(hit, (2 * level).clamp_max(1), 0)
-        drawn[uniform(batch.seed, batch.step, rows, BLIND_STREAM) < config.blind] = 1
+        blind = uniform(batch.seed, batch.step, rows, BLIND_STREAM) < config.blind
+        drawn[blind if batch.tell_all is None else blind & batch.tell_all] = 1
         return torch.where(read, config.seen_dropout * level, drawn)
