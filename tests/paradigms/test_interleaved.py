@@ -137,9 +137,9 @@ def test_drawing_step_by_step_is_drawing_with_the_whole_network(prompt):
 def test_a_row_hangs_on_its_own_prompt_and_number_alone():
     model = made()
     prompts = ["a red dog", "", "nothing", "a blue cat", "two green birds, on white"]
-    together = model.sample(5, prompts, seed=7, options=InterleavedOptions(guidance=2))
+    together = model.sample(5, prompts, seed=7, options=InterleavedOptions(guidance=2, blind=0.5))
     for i, prompt in enumerate(prompts):
-        alone = model.sample(1, [prompt], seed=7, first=i, options=InterleavedOptions(guidance=2))
+        alone = model.sample(1, [prompt], seed=7, first=i, options=InterleavedOptions(guidance=2, blind=0.5))
         assert torch.equal(alone[0], together[i])
 
 
@@ -148,6 +148,39 @@ def test_guidance_pulls_away_from_what_is_drawn_for_nobody():
     plain, nothing = model.sample(1, ["a red dog"], seed=1), model.sample(1, [""], seed=1)
     assert torch.equal(model.sample(1, ["a red dog"], seed=1, options=InterleavedOptions(guidance=0)), nothing)
     assert not torch.equal(plain, nothing)
+
+
+def said_of_codes(model: Interleaved, prompt: str, blind: bool) -> list[torch.Tensor]:
+    """What training reads before each code of a picture of zeros, its codes in sight or not: log probabilities."""
+    codes = torch.zeros(CODE_SPEC.codebooks, *CODE_SPEC.grid, dtype=torch.int64)
+    told = model.sequences.told([(model.cut(prompt), False), (Special("draw"), False), (Codes("image", codes), True)])
+    hidden, _, _, roles, _ = model._read([told], torch.device("cpu"), [(told.roles == CODE) & blind])
+    ids = [model.vocabulary.ranges[name] for name in model.vocabulary.reading_order("image")]
+    return [
+        logits[each.start : each.stop].log_softmax(-1)
+        for logits, each in zip(model.head(hidden[roles == CODE]), ids, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("changes", [{}, FULL])
+@torch.no_grad()
+def test_what_a_prompt_alone_says_counts_as_much_as_is_asked(changes):
+    model, differ = made(**changes), []
+    known, mask = torch.zeros(1, 2, 2, 3, dtype=torch.int64), torch.ones(1, 2, 2, 3, dtype=torch.bool)
+    mask[0, 1, 1, 2] = False  # of all codes the last
+    for prompt in WORDS:
+        alone, after = said_of_codes(model, prompt, True), said_of_codes(model, prompt, False)
+        whole = model.sample(1, [prompt], options=InterleavedOptions(temperature=0, blind=1000))[0]
+        # codebook after codebook at each place
+        assert whole.flatten(1).t().flatten().tolist() == [int(each.argmax()) for each in alone]
+        for weight in (0, 0.3, 1, 3):
+            options = InterleavedOptions(temperature=0, blind=weight)
+            last = model.sample(1, [prompt], known, mask, options=options)[0, 1, 1, 2]
+            assert int(last) == int((after[-1] + weight * alone[-1]).argmax())
+        differ.append(int(after[-1].argmax()) != int(alone[-1].argmax()))
+    assert any(differ)
+    # where nothing is asked for, nothing is said by it
+    assert torch.equal(model.sample(2, seed=3, options=InterleavedOptions(blind=1000)), model.sample(2, seed=3))
 
 
 def test_known_codes_stay_and_must_come_first():

@@ -29,8 +29,8 @@ from torch.nn.utils.rnn import pad_sequence
 from smalti.config import CodeSpec, Examples, Reads
 from smalti.data.batch import Batch
 from smalti.data.order import uniform
-from smalti.data.packing import pack
-from smalti.device import full_precision
+from smalti.data.packing import pack, whole
+from smalti.device import decoding_dtype, full_precision
 from smalti.errors import UserError
 from smalti.layers.kept import Kept
 from smalti.layers.stepper import Folded
@@ -58,8 +58,14 @@ class InterleavedOptions(ChoiceConfig, GuidanceConfig):
 
     Of several pictures drawn after a prompt, the one is kept that the same network would most likely describe by it, as
     DALL·E kept those that CLIP found to fit (Ramesh et al. 2021, section 2.6).
+
+    What the codes before it say of a code may be multiplied by what the prompt alone says of it, to the power `blind`:
+    a product of experts (Hinton 2002). It helps where the network was trained with `blind`.
     """
 
+    blind: float = Field(
+        0.0, ge=0, le=1000, description="how much counts what a prompt says of each code where no other code is seen"
+    )
     best_of: int = Field(1, ge=1, le=10_000, description="of so many drawn, keep what reads most like its prompt")
     text_temperature: float = Field(0.0, ge=0, description="0 takes the likeliest piece")
     text_top_k: int | None = Field(None, ge=1)
@@ -443,10 +449,11 @@ class Interleaved(Paradigm):
     ) -> Iterator[Tensor]:
         """After beginnings of one length, the codes so far (n, 1), (n, 2), … up to (n, T); what is kept stays."""
         n, length = codes.shape
-        begun = [prefix]
-        if options.guidance != 1 and int(prefix[0][0, 0]) != self.vocabulary.id_of(NOBODY.name):
+        begun, asked = [prefix], int(prefix[0][0, 0]) != self.vocabulary.id_of(NOBODY.name)
+        if options.guidance != 1 and asked:
             begun.append(self._stacked([self.sequences.begun([NOBODY, Special("draw")])] * n))
         pens = [Pen(self, n, each[0].shape[1] + 1 + length) for each in begun]
+        blind = self._blind(prefix) if options.blind and asked else None
         token = torch.full((n,), self.vocabulary.id_of("begin_image"), device=codes.device)
         for pen, each in zip(pens, begun, strict=True):
             pen.read_all(*each)
@@ -457,11 +464,29 @@ class Interleaved(Paradigm):
             if len(said) > 1:
                 with_text, without = (each.log_softmax(-1) for each in said)
                 logits = guide(with_text, without, options.scale(place / max(1, length - 1)))
+            if blind is not None:
+                logits = logits + options.blind * pens[0].logits(blind[:, place], ids).log_softmax(-1)
             drawn = choose(logits, uniform(seed, place, rows, TOKEN_STREAM).to(logits.device), options)
             codes[:, place] = torch.where(keep[:, place], codes[:, place], drawn)
             token = codes[:, place] + ids.start
             yield codes[:, : place + 1]
         check_finite(logits)  # what is broken at one code stays in the cache, and breaks the last one too
+
+    def _blind(self, prefix: Begun) -> Tensor:
+        """After beginnings of one length, what the network says of each code where it sees none: (n, T, width)."""
+        (tokens, wholes), device = prefix, prefix[0].device
+        begin, order = self.vocabulary.id_of("begin_image"), self.vocabulary.reading_order("image")
+        # which code stands where none is seen does not matter
+        picture = torch.tensor([begin, *(self.vocabulary.ranges[name].start for name in order)], device=device)
+        sequence = torch.cat([tokens, picture.expand(len(tokens), -1)], 1)
+        states, length = self.grammar_on(device).states(sequence), tokens.shape[1] + 1  # of what is seen
+        x = self.token(sequence[:, :-1])
+        x[:, length:] = 0
+        attend = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=device).tril()
+        attend = attend | whole(F.pad(wholes, (0, len(order))))
+        positions = self.grammar_on(device).positions_at(states[:, :-1])
+        said: Tensor = self.network(x + self.next(states[:, 1:]), positions, attend.unsqueeze(1))
+        return said[:, length - 1 :].to(decoding_dtype(device, len(tokens)))
 
     @torch.no_grad()
     def write(
