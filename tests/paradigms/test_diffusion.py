@@ -122,6 +122,16 @@ def test_times_are_drawn_as_the_settings_say():
     assert logit.std().item() == pytest.approx(1, abs=0.01)
 
 
+def test_a_shift_trains_on_more_noise(monkeypatch):
+    seen = []
+    for shift in (1.0, 4.0):
+        model = made(shift=shift)
+        monkeypatch.setattr(model, "forward", lambda x, t, labels, sweep=None: seen.append(t) or (x, None))
+        model.loss("network", batch_of(data_of(model, 40), torch.arange(40) % 3, step=2), 0)
+    plain, noisy = seen
+    torch.testing.assert_close(noisy, 4 * plain / (1 + 3 * plain))
+
+
 def test_labels_are_hidden_while_training_alone(monkeypatch):
     model, seen = made(label_dropout=0.3), []
     monkeypatch.setattr(model, "forward", lambda x, t, labels, sweep=None: seen.append(labels) or (x, None))

@@ -128,3 +128,12 @@ def test_every_time_that_is_learnt_has_noise(name):
     assert t.min() >= LEAST
     assert t.max() <= 1
     assert t.mean().item() == pytest.approx(0.5, abs=0.03)
+
+
+@every
+@pytest.mark.parametrize("shift", [0.25, 1.0, 4.0])
+def test_a_shift_multiplies_the_odds_of_each_time(name, shift):
+    uniform = torch.linspace(0.1, 0.9, 50, dtype=torch.float64)
+    plain, moved = PATHS[name].learnt(uniform), PATHS[name].learnt(uniform, shift)
+    odds = shift * plain / (1 - plain)
+    torch.testing.assert_close(moved, odds / (1 + odds), rtol=0, atol=1e-12 if name == "flow" else 5 / 1000)

@@ -75,9 +75,10 @@ class DiffusionConfig(ParadigmConfig):
 
     `variance` is that of the solver ddpm; `learned` needs the path ddpm, and adds the variational bound to the loss.
     `times`: which noise levels are trained on, all alike, or rather those in the middle (`logit-normal`: Esser et al.
-    2024, arXiv 2403.03206, section 3.1). `weighting` soft-min-snr holds back the levels that are nearly free of noise
-    (Crowson et al. 2024, arXiv 2401.11605, section 3.4). `text` says how captions are read; with it, labels are not
-    used. `sampling` are the options used when none are given.
+    2024, arXiv 2403.03206, section 3.1). A `shift` above 1 moves them towards noise (section 5.3.2): with little of it
+    an example gives itself away, and what a caption says is hardly looked at. `weighting` soft-min-snr holds back the
+    levels that are nearly free of noise (Crowson et al. 2024, arXiv 2401.11605, section 3.4). `text` says how captions
+    are read; with it, labels are not used. `sampling` are the options used when none are given.
     """
 
     kind: Literal["diffusion"] = "diffusion"
@@ -88,6 +89,7 @@ class DiffusionConfig(ParadigmConfig):
     predict: Predicts = "velocity"
     variance: Variance = "fixed-small"
     times: Literal["uniform", "logit-normal"] = "uniform"
+    shift: float = Field(1.0, ge=0.01, le=100, description="above 1, training sees more noise")
     weighting: Literal["none", "soft-min-snr"] = "none"
     label_dropout: float = Field(0.1, ge=0, le=1, description="share of examples that train without their class")
     text: TextEncoderConfig | None = Field(None, description="how captions are read; none is told labels")
@@ -219,7 +221,7 @@ class Diffusion(Paradigm):
         with full_precision(batch.x.device):
             data = self.normal(batch.x)
             noise = moment.normal(NOISE, self.shape, data.device)
-            t = self.path.learnt(self._times(moment.one(TIME))).to(data.device)
+            t = self.path.learnt(self._times(moment.one(TIME)), self.config.shift).to(data.device)
             alpha, sigma = (each.float().view(-1, *[1] * len(self.shape)) for each in self.path.levels(t))
             x = alpha * data + sigma * noise
         said, spread = self(x, t, condition)

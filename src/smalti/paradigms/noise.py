@@ -49,6 +49,12 @@ class Level(NamedTuple):
         return math.log(self.alpha / self.sigma) if self.alpha else -math.inf
 
 
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Times (…) in [0, 1] moved towards 1 where `shift` s is above 1, by s t / (1 + (s - 1) t): Esser et al. 2024
+    (arXiv 2403.03206), equation 23. On the straight path the ratio of noise to data is s times as large."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
 class NoisePath(ABC):
     """One choice of alpha and sigma, of the times that a network learns, and of how its ordinary differential
     equation is written."""
@@ -58,8 +64,8 @@ class NoisePath(ABC):
         """alpha and sigma at times (…) in [0, 1], float64, of the same shape."""
 
     @abstractmethod
-    def learnt(self, uniform: Tensor) -> Tensor:
-        """Times (…) to learn, in (0, 1], from numbers in [0, 1)."""
+    def learnt(self, uniform: Tensor, shift: float = 1.0) -> Tensor:
+        """Times (…) to learn, in (0, 1], from numbers in [0, 1); with a shift above 1 there are more of much noise."""
 
     @abstractmethod
     def times(self, steps: int, start: float = 1.0) -> list[float]:
@@ -148,8 +154,8 @@ class Steps(NoisePath):
         step = (t.double() * STEPS).round().long().cpu()
         return self.alphas[step].to(t.device), self.sigmas[step].to(t.device)
 
-    def learnt(self, uniform: Tensor) -> Tensor:
-        return ((uniform * STEPS).floor().clamp(0, STEPS - 1) + 1) / STEPS
+    def learnt(self, uniform: Tensor, shift: float = 1.0) -> Tensor:
+        return ((shifted(uniform, shift) * STEPS).floor().clamp(0, STEPS - 1) + 1) / STEPS
 
     def times(self, steps: int, start: float = 1.0) -> list[float]:
         """`Trailing` spacing: the first is always `start`, so that sampling begins where there is nothing but noise.
@@ -197,8 +203,8 @@ class Flow(NoisePath):
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - t.double(), t.double()
 
-    def learnt(self, uniform: Tensor) -> Tensor:
-        return (1 - uniform).clamp(LEAST, 1)
+    def learnt(self, uniform: Tensor, shift: float = 1.0) -> Tensor:
+        return shifted(1 - uniform, shift).clamp(LEAST, 1)
 
     def times(self, steps: int, start: float = 1.0) -> list[float]:
         """Evenly spaced."""
