@@ -373,7 +373,11 @@ def caption(
     as_json: AsJson = False,
     device: Device = "auto",
 ) -> None:
-    """Pictures put into words. Options: --text-temperature, --text-top-k, --text-top-p, --most-text."""
+    """Pictures put into words.
+
+    Options: --text-temperature, --text-top-k, --text-top-p, --most-text, and --text-best-of K, which keeps of K
+    captions the one by which the model would most likely draw the picture.
+    """
     from smalti.sampling.reading import caption_files
 
     reader = _reader(run, device)

@@ -246,6 +246,30 @@ def test_the_best_of_several_is_what_reads_most_like_its_prompt():
 
 
 @torch.no_grad()
+def test_the_best_of_several_captions_is_that_by_which_the_picture_is_likeliest():
+    model, seed, each = made(), 7, 4  # few, as many rows are written in bf16
+    codes = torch.randint(0, 8, (3, 2, 2, 3), generator=torch.Generator().manual_seed(3))
+    begun = [[Codes("image", one), Special("describe")] for one in codes]
+    question = [begun[0][0], model.cut("how many?"), Special("answer")]
+    plain, hot = InterleavedOptions(most_text=4), InterleavedOptions(most_text=4, text_temperature=1)
+    candidates = [
+        [model.write([parts], seed, hot if k else plain, first=i * each + k)[0] for k in range(each)]
+        for i, parts in enumerate(begun)
+    ]
+    fits = torch.stack(
+        [model.log_likelihood(one.expand(each, -1, -1, -1), told) for one, told in zip(codes, candidates, strict=True)]
+    )
+    best = [told[at] for told, at in zip(candidates, fits.argmax(1).tolist(), strict=True)]
+    assert best != [told[0] for told in candidates]
+    options, steps = InterleavedOptions(most_text=4, text_best_of=each), []
+    written = model.write([*begun[:2], question], seed, options, progress=lambda *done: steps.append(done))
+    assert written[:2] == best[:2]
+    assert steps[-1] == (3 + 2 * (each - 1),) * 2
+    # each hangs on its own number alone, and an answer is no caption
+    assert model.write(begun[2:], seed, options, first=2) == best[2:]
+    assert written[2] == model.write([question], seed, plain)[0]
+
+
 def test_writing_step_by_step_is_writing_with_the_whole_network():
     model = made()
     picture = Codes("image", torch.randint(0, 8, (2, 2, 3), generator=torch.Generator().manual_seed(3)))

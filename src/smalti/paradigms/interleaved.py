@@ -16,7 +16,8 @@ those that the grammar of the vocabulary allows in its place, in training as in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -41,7 +42,7 @@ from smalti.paradigms.codes import as_grid, check_finite, known_codes, only_firs
 from smalti.paradigms.guidance import GuidanceConfig, guide
 from smalti.paradigms.llama import Llama
 from smalti.paradigms.pen import Pen
-from smalti.paradigms.sequences import CODE, NOBODY, PIECE, Begun, Sequences, Told
+from smalti.paradigms.sequences import CODE, NOBODY, PIECE, Asked, Begun, Sequences, Told
 from smalti.term import Term
 from smalti.tokenizers.grammar import Grammar
 from smalti.tokenizers.vocabulary import Codes, Part, Special, Text, Vocabulary, VocabularyConfig
@@ -57,7 +58,9 @@ class InterleavedOptions(ChoiceConfig, GuidanceConfig):
     name.
 
     Of several pictures drawn after a prompt, the one is kept that the same network would most likely describe by it, as
-    DALL·E kept those that CLIP found to fit (Ramesh et al. 2021, section 2.6).
+    DALL·E kept those that CLIP found to fit (Ramesh et al. 2021, section 2.6). Of several captions of a picture, the
+    one is kept by which the same network would most likely draw it: a noisy channel (Yu et al. 2017, arXiv 1611.02554).
+    The first is written as the other options say, those beside it at a temperature of at least 1.
 
     What the codes before it say of a code may be multiplied by what the prompt alone says of it, to the power `blind`:
     a product of experts (Hinton 2002). It helps where the network was trained with `blind`.
@@ -70,6 +73,7 @@ class InterleavedOptions(ChoiceConfig, GuidanceConfig):
     text_temperature: float = Field(0.0, ge=0, description="0 takes the likeliest piece")
     text_top_k: int | None = Field(None, ge=1)
     text_top_p: float | None = Field(None, gt=0, le=1)
+    text_best_of: int = Field(1, ge=1, le=10_000, description="of so many captions, keep what the picture fits best")
     most_text: int = Field(64, ge=1, le=4096, description="pieces of a text that is written")
 
     @property
@@ -273,9 +277,14 @@ class Interleaved(Paradigm):
         known_codes(self.codes, x, torch.ones_like(x, dtype=torch.bool), len(x), self.head.weight.device)
         told = []
         for codes, prompt in zip(x.cpu(), condition or [""] * len(x), strict=True):
-            asked = self.cut(prompt) if prompt else NOBODY
-            told.append(self.sequences.told([(asked, False), (Special("draw"), False), (Codes("image", codes), True)]))
+            told.append(self.sequences.told(self._drawing(prompt, Codes("image", codes))))
         return self._log_p(told, CODE)
+
+    def _drawing(self, prompt: str, picture: Part) -> list[Asked]:
+        return [(self._prompt(prompt), False), (Special("draw"), False), (picture, True)]
+
+    def _prompt(self, text: str | None) -> Part:
+        return self.cut(text) if text else NOBODY
 
     def _log_p(self, told: Sequence[Told], of: int) -> Tensor:
         """The log probability of the tokens of this role in each sequence, in nats: float64 (n,)."""
@@ -381,7 +390,7 @@ class Interleaved(Paradigm):
             raise UserError(
                 "a next-token model completes only what follows in reading order: the kept part must come first"
             )
-        prompts = [NOBODY if not text else self.cut(text) for text in condition or [""] * n]
+        prompts = [self._prompt(text) for text in condition or [""] * n]
         length, each = self.codes.length, options.best_of
         drawn = [(i, k) for i, prompt in enumerate(prompts) for k in range(1 if prompt is NOBODY else each)]
         of = [i for i, _ in drawn]
@@ -401,31 +410,32 @@ class Interleaved(Paradigm):
                     ways[place][where, : place + 1] = chosen.cpu()
                 progress((done * length + (place + 1) * len(rows)) // len(begun), length)
             done += len(rows)
-        best = self._best(asked, codes, of)
+        best = self._best_drawn(asked, codes, of)
         if trajectory is not None:
             trajectory += [as_grid(way[best.cpu()], self.codes) for way in ways]
         return as_grid(codes[best], self.codes)
 
-    def _best(self, asked: Sequence[Part], codes: Tensor, of: Sequence[int]) -> Tensor:
+    def _best_drawn(self, asked: Sequence[Part], codes: Tensor, of: Sequence[int]) -> Tensor:
         """Of codes (N, T), which to keep: of those `of` one sample, the one that reads most like what was asked for."""
-        firsts = [at for at, i in enumerate(of) if not at or of[at - 1] != i]
-        fits = torch.zeros(len(codes), dtype=torch.float64, device=codes.device)
-        for start in range(0, len(codes) if len(firsts) < len(of) else 0, AT_ONCE):
-            rows = range(start, min(start + AT_ONCE, len(codes)))
-            worded = [row for row in rows if isinstance(asked[row], Text)]
-            seen = as_grid(codes[worded].cpu(), self.codes)
-            fits[worded] = self._log_p(
-                [
-                    self.sequences.told(
-                        [(Codes("image", picture), False), (Special("describe"), False), (asked[row], True)]
-                    )
-                    for picture, row in zip(seen, worded, strict=True)
-                ],
-                PIECE,
-            )
-        stops = [*firsts[1:], len(of)]
-        best = [start + int(fits[start:stop].argmax()) for start, stop in zip(firsts, stops, strict=True)]
-        return torch.tensor(best, dtype=torch.int64, device=codes.device)
+        grids = as_grid(codes.cpu(), self.codes)
+
+        def described(at: int) -> list[Asked]:
+            return [(Codes("image", grids[at]), False), (Special("describe"), False), (asked[at], True)]
+
+        return self._best(described, of, PIECE).to(codes.device)
+
+    def _best(self, candidate: Callable[[int], Sequence[Asked]], of: Sequence[int], role: int) -> Tensor:
+        """Of N candidates, which to keep: of those `of` one sample, beside each other, that whose tokens of this role
+        are the likeliest."""
+        rivals, fits = Counter(of), torch.zeros(len(of), dtype=torch.float64)
+        scored = [at for at, i in enumerate(of) if rivals[i] > 1]
+        for start in range(0, len(scored), AT_ONCE):
+            some = scored[start : start + AT_ONCE]
+            fits[some] = self._log_p([self.sequences.told(candidate(at)) for at in some], role).cpu()
+        stops = torch.tensor(list(rivals.values()), dtype=torch.int64).cumsum(0).tolist()
+        starts = [0, *stops[:-1]]
+        best = [start + int(fits[start:stop].argmax()) for start, stop in zip(starts, stops, strict=True)]
+        return torch.tensor(best, dtype=torch.int64)
 
     @torch.no_grad()
     def draw_after(self, parts: Sequence[Part], seed: int = 0, options: InterleavedOptions | None = None) -> Tensor:
@@ -435,7 +445,7 @@ class Interleaved(Paradigm):
         codes, keep = known_codes(self.codes, None, None, each, self.head.weight.device)
         prefix = self._stacked([self.sequences.begun(parts)] * each)
         *_, codes = self._drawn(prefix, codes, keep, seed, torch.arange(each), options)
-        best = self._best([parts[-2]] * each, codes, [0] * each)
+        best = self._best_drawn([parts[-2]] * each, codes, [0] * each)
         return as_grid(codes[best], self.codes)[0].cpu()
 
     def _drawn(
@@ -499,17 +509,48 @@ class Interleaved(Paradigm):
     ) -> list[str]:
         """The text that follows each of several beginnings, at most `most_text` pieces.
 
-        Row i draws its noise from (seed, first + i). Raises UserError on weights that are not finite.
+        Row i draws its noise from (seed, first + i); with `text_best_of` K, the candidates of a caption are the rows
+        (first + i) * K to (first + i + 1) * K - 1, and what is no caption is the first of them. Raises UserError on
+        weights that are not finite.
         """
         options = options or self.config.sampling
+        each, noise = options.text_best_of, (first + torch.arange(len(begun))) * options.text_best_of
+        captions = [i for i, parts in enumerate(begun) if each > 1 and _is_caption(parts)]
+        of = [i for i in captions for _ in range(each - 1)]
+        total = len(begun) + len(of)
+        texts = self._written(begun, seed, noise, options, lambda done, _: progress(done, total))
+        if not captions:
+            return texts
+        hot = options.model_copy(update={"text_temperature": max(1.0, options.text_temperature)})
+        rows = noise[of] + torch.arange(1, each).repeat(len(captions))
+        others = self._written(
+            [begun[i] for i in of], seed, rows, hot, lambda done, _: progress(len(begun) + done, total)
+        )
+        # each caption, and those beside it
+        candidates = [
+            (i, text) for k, i in enumerate(captions) for text in (texts[i], *others[k * (each - 1) :][: each - 1])
+        ]
+
+        def drawn(at: int) -> list[Asked]:
+            i, text = candidates[at]
+            return self._drawing(text, begun[i][-2])
+
+        for at in self._best(drawn, [i for i, _ in candidates], CODE).tolist():
+            i, texts[i] = candidates[at]
+        return texts
+
+    def _written(
+        self, begun: Sequence[Sequence[Part]], seed: int, noise: Tensor, options: InterleavedOptions, progress: Progress
+    ) -> list[str]:
+        """A text after each beginning; row i draws its noise from (seed, noise[i])."""
         sequences = [self.sequences.begun(parts) for parts in begun]
         texts, done = [""] * len(begun), 0
         for rows in _alike(sequences):
             prefix = self._stacked([sequences[row] for row in rows])
-            pieces = self._say(prefix, seed, first + torch.tensor(rows), options)
-            for row, each in zip(rows, pieces, strict=True):
+            pieces = self._say(prefix, seed, noise[rows], options)
+            for row, said in zip(rows, pieces, strict=True):
                 assert self.text is not None
-                texts[row] = self.text.decode(each)
+                texts[row] = self.text.decode(said)
             done += len(rows)
             progress(done, len(begun))
         return texts
@@ -539,6 +580,11 @@ class Interleaved(Paradigm):
         check_finite(logits)
         every = torch.stack(said, 1).tolist()
         return [each[: each.index(end)] if end in each else each for each in every]
+
+
+def _is_caption(parts: Sequence[Part]) -> bool:
+    """Whether what follows describes the picture before it."""
+    return len(parts) > 1 and parts[-1] == Special("describe") and isinstance(parts[-2], Codes)
 
 
 def _even(rows: Tensor) -> Tensor:
