@@ -270,6 +270,7 @@ def test_the_best_of_several_captions_is_that_by_which_the_picture_is_likeliest(
     assert written[2] == model.write([question], seed, plain)[0]
 
 
+@torch.no_grad()
 def test_writing_step_by_step_is_writing_with_the_whole_network():
     model = made()
     picture = Codes("image", torch.randint(0, 8, (2, 2, 3), generator=torch.Generator().manual_seed(3)))
