@@ -162,6 +162,7 @@ def single(model: Generator, judges: Judges, chosen: Drawings, title: str) -> Ro
         "real": of_real,
         "share of real": named / of_real,
         "artist": artists.agreement(ours, chosen.artists),
+        "artist reconstructed": artists.agreement(rebuilt, chosen.artists),
         "artist of real": artists.agreement(chosen.real, chosen.artists),
         "near copies": near_copies(ours, torch.from_numpy(judges.train.drawings), error),
     }

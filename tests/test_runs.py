@@ -4,6 +4,8 @@ import functools
 import json
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -119,9 +121,9 @@ def test_no_run_to_resume(tmp_path):
         runs.resume(tmp_path)
 
 
-@pytest.fixture
-def interrupted(data, tmp_path, monkeypatch, capsys) -> Path:
-    """A tokenizer's run that was asked to end after three of its eight steps."""
+@contextmanager
+def interrupting(monkeypatch) -> Iterator[None]:
+    """A training of a tokenizer is asked to end after its third step."""
 
     class Interrupting(Loader):
         def __iter__(self):
@@ -134,6 +136,13 @@ def interrupted(data, tmp_path, monkeypatch, capsys) -> Path:
         patch.setattr(runs, "Loader", Interrupting)
         # the first look at the data goes as far as step 3 too, before anything is trained
         patch.setattr("smalti.training.loop.FIRST_BATCHES", 1)
+        yield
+
+
+@pytest.fixture
+def interrupted(data, tmp_path, monkeypatch, capsys) -> Path:
+    """A tokenizer's run that was asked to end after three of its eight steps."""
+    with interrupting(monkeypatch):
         outcome = train(tokenizer_recipe(data, 8), out=tmp_path / "run")
     assert outcome == runs.Outcome(tmp_path / "run", False)
     assert f"smalti train --resume {tmp_path / 'run'}" in capsys.readouterr().err
@@ -188,6 +197,33 @@ def test_a_start_from_an_earlier_model(tiny, tmp_path):
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, atol=1e-6, rtol=1e-6)
     assert any(not torch.allclose(anew[name], tensor, atol=1e-3) for name, tensor in one.items())
+
+
+def test_of_the_weights_gone_on_from_a_share_is_kept(tiny, tmp_path, monkeypatch):
+    recipe = tokenizer_recipe(tiny.data, 8)
+    train(recipe, out=tmp_path / "first")
+    for name, share in (("all", 0.0), ("some", 0.25)):
+        train(recipe, out=tmp_path / name, changes={"training.init_share": share}, init=tmp_path / "first")
+    first, other, mixed = (
+        dict(load(tmp_path / name, "cpu").paradigm.named_parameters()) for name in ("first", "all", "some")
+    )
+    assert any(not torch.allclose(first[name], tensor, atol=1e-3) for name, tensor in other.items())
+    for name, tensor in mixed.items():
+        torch.testing.assert_close(tensor, 0.25 * first[name] + 0.75 * other[name])
+    with interrupting(monkeypatch):
+        train(recipe, out=tmp_path / "again", changes={"training.init_share": 0.25}, init=tmp_path / "first")
+    shutil.rmtree(tmp_path / "first")  # what is gone on from may be gone
+    assert runs.resume(tmp_path / "again", "cpu").finished
+    files = [tmp_path / name / "model" / "model.safetensors" for name in ("some", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_share_of_what_nothing_was_gone_on_from(data, tmp_path):
+    share = {"training.init_share": 0.5}
+    with pytest.raises(UserError, match=r"init_share 0\.5 of tiny-tokenizer .*--init"):
+        train(tokenizer_recipe(data), out=tmp_path / "run", changes=share)
+    with pytest.raises(UserError, match=r"init_share 0\.5 of tiny-tokenizer .*--init"):
+        train(generator_recipe(data, tokenizer_recipe(data).changed(**share)), out=tmp_path / "run")
 
 
 def test_a_generator_that_starts_from_another_keeps_its_tokenizer(tiny, tmp_path):

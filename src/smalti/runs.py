@@ -112,6 +112,11 @@ class _Training:
     """One recipe on its way to a run folder; every stage picks up what an earlier attempt has finished."""
 
     def __init__(self, recipe: Recipe, folder: Path, device: str, ranks: Ranks) -> None:
+        if recipe.training.init_share and recipe.init is None:
+            raise UserError(
+                f"training.init_share {recipe.training.init_share:g} of {recipe.name} is a share of the weights that"
+                " training goes on from: name those with --init, or leave it out"
+            )
         self.recipe, self.folder, self.ranks = recipe, folder, ranks
         self.device_name, self.device = device, pick_device(device)
         self.stages: dict[str, float] = {}

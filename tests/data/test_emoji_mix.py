@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from smalti.data import emoji_mix
-from smalti.data.emoji_mix import FEW_SCENES, SCENES, VALIDATION, EmojiMix, read_mix
+from smalti.data.emoji_mix import NO_SCENES, SCENES, VALIDATION, EmojiMix, read_mix
 from smalti.data.emoji_pairs import PAIR_GROUPS, part_of_pair
 from smalti.data.example import Detail
 from smalti.data.naming import captions
@@ -89,7 +89,7 @@ def test_a_split_has_its_pairs_and_no_variants_of_skin_tone(monkeypatch):
     monkeypatch.setattr(
         emoji_mix, "read_scenes", lambda contents, **_: dict.fromkeys(("train", "validation", "test"), Plain())
     )
-    for share in (SCENES, FEW_SCENES):
+    for share in (SCENES, NO_SCENES):
         splits = read_mix({}, share)
         assert splits["train"].share == share
         assert splits["test"].share == splits["validation"].share == SCENES

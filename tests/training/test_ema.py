@@ -39,6 +39,21 @@ def test_against_the_sum_written_out(cap, generator):
     assert average.updates == 29
 
 
+@pytest.mark.parametrize("cap", [0.0, 0.5, 0.999])
+def test_the_start_keeps_its_share(cap, generator):
+    module = Counting()
+    module.step(generator)
+    start = module.weight.detach().clone()
+    plain, mixed = WeightAverage(module, cap), WeightAverage(module, cap, start_share=0.3)
+    torch.testing.assert_close(mixed.module.weight, start)
+    for _ in range(30):
+        module.step(generator)
+        plain.update(module)
+        mixed.update(module)
+        torch.testing.assert_close(mixed.module.weight, 0.3 * start + 0.7 * plain.module.weight)
+        assert torch.equal(mixed.module.book, module.book)
+
+
 def test_it_stands_apart_from_what_it_averages():
     module = Counting().train()
     average = WeightAverage(module, 0.9)

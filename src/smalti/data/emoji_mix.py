@@ -15,7 +15,7 @@ from smalti.data.scene import Part
 from smalti.data.scenes import Scenes, read_scenes
 
 SCENES = 0.5  # of all examples
-FEW_SCENES = 0.3  # the same where single drawings come first
+NO_SCENES = 0.0  # the same where single drawings are learnt by name
 THINGS = 0.9  # the same where all scenes hold one thing
 VALIDATION = 0.05  # of the pairs of concept and artist that are not for the test, those held out to choose a model by
 TONE = "skin tone"  # in the names of variants

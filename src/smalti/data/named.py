@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from smalti.data.emoji import ARCHIVES, ARTISTS, GROUPS, read_emoji
-from smalti.data.emoji_mix import FEW_SCENES, THINGS, read_mix
+from smalti.data.emoji_mix import NO_SCENES, THINGS, read_mix
 from smalti.data.emoji_pairs import PAIR_GROUPS, part_of_pair, read_pairs
 from smalti.data.example import Detail, Questions, Source, SplitName, part_of
 from smalti.data.fetch import DebianPackage, NodePackage, NodeRegistry, Publisher, PythonPackage, Way
@@ -258,8 +258,8 @@ NAMED_SETS: dict[str, NamedSet] = {
     ),
     "emoji-drawings": replace(
         _MADE,
-        title="The same as emoji-mix, but seven of ten of training's examples are single drawings",
-        read=lambda contents: read_mix(contents, FEW_SCENES),
+        title="The same as emoji-mix, but all of training's examples are single drawings",
+        read=lambda contents: read_mix(contents, NO_SCENES),
     ),
     "emoji-scenes": replace(
         _MADE,

@@ -21,6 +21,7 @@ from smalti.recipes.emoji import (
 )
 from smalti.recipes.emoji_words import (
     emoji,
+    emoji_both,
     emoji_drawings,
     emoji_judge,
     emoji_mix_tokenizer,
@@ -75,6 +76,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "emoji-things": emoji_things,
     "emoji-scenes": emoji_scenes,
     "emoji-drawings": emoji_drawings,
+    "emoji-both": emoji_both,
     "emoji": emoji,
     "emoji-text-dit-scenes": emoji_text_dit_scenes,
     "emoji-text-dit": emoji_text_dit,

@@ -75,7 +75,7 @@ class _Fit:
         self.paradigm = paradigm.to(device)
         self.players = paradigm.players()
         self.optimizers = {name: Optimizer(player, self._paced(name)) for name, player in self.players.items()}
-        self.average = WeightAverage(paradigm, self.config.ema)
+        self.average = WeightAverage(paradigm, self.config.ema, self.config.init_share)
         self.progress = Progress()
         self.log = MetricsLog(run.folder / "metrics.jsonl")
         self.stop = threading.Event()
@@ -198,7 +198,7 @@ class _Fit:
         if latents:
             self.paradigm.initialise(torch.cat(latents))
             self.ranks.copy_from_first(self.paradigm)
-        self.average = WeightAverage(self.paradigm, self.config.ema)
+        self.average = WeightAverage(self.paradigm, self.config.ema, self.config.init_share)
 
     @torch.no_grad()
     def _validate(self) -> None:
@@ -244,6 +244,7 @@ class _Fit:
             "paradigm": self.paradigm.state_dict(),
             "average": self.average.module.state_dict(),
             "average_updates": self.average.updates,
+            "average_start": self.average.start,
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "progress": dict(vars(self.progress)),
             "rising": self.rising,
@@ -265,6 +266,7 @@ class _Fit:
         self.paradigm.load_state_dict(state["paradigm"])
         self.average.module.load_state_dict(state["average"])
         self.average.updates = state["average_updates"]
+        self.average.start = state.get("average_start")
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.progress = Progress(**state["progress"])
