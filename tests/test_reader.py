@@ -419,8 +419,8 @@ def test_what_a_user_gets_wrong_is_one_line(smalti, worded, tiny, tmp_path):
         (("sample", worded.run, "x", "--guidance", "1e308"), "guidance"),
         (("export", worded.run, "--out", tmp_path), "already"),
         (("export", worded.run, "--out", tmp_path / "e", "--dtype", "int4"), "bf16 or fp32"),
-        (("train", "emoji-text-dit-scenes", "--data", tiny.data, "--out", tmp_path / "r"), "no captions"),
-        (("train", "emoji", "--data", tiny.data, "--out", tmp_path / "r"), "goes on from runs/emoji-drawings"),
+        (("train", "emoji-text-dit", "--data", tiny.data, "--out", tmp_path / "r"), "no captions"),
+        (("train", "emoji", "--data", tiny.data, "--out", tmp_path / "r"), "goes on from runs/emoji-both"),
     ]:
         answer = smalti(*words)
         assert answer.status == 2, words

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from smalti.errors import UserError
 
+TEXT_FILE = "tokenizers/text/tokenizer.json"  # in the folder of a model of text
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "shipped"
 try:
@@ -183,6 +184,14 @@ def model_folder(path: str | Path) -> Path:
     if (path / "recipe.json").exists():
         raise UserError(f"{path} holds no model yet; continue it with: smalti train --resume {path}")
     raise UserError(f"{path} is not a run: it has no model/config.json")
+
+
+def is_a_model(path: str | Path) -> bool:
+    """Whether there is a model folder of ours: in a run, by its path or by its name."""
+    try:
+        return "weights_sha256" in json.loads((model_folder(path) / "config.json").read_text(encoding="utf-8"))
+    except (UserError, OSError, ValueError, TypeError):
+        return False
 
 
 def read_config(folder: Path) -> dict[str, Any]:

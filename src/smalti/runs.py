@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from smalti import model as models
-from smalti.checkpoint import model_folder, read_config, saving, write_text
+from smalti.checkpoint import TEXT_FILE, model_folder, read_config, saving, write_text
 from smalti.config import Examples, LatentSpec, TextSpec
 from smalti.data.arrays import Held, in_order, shuffled
 from smalti.data.augment import augment
@@ -30,7 +30,6 @@ from smalti.evaluation.evaluate import HeldOut, gathered, left_out
 from smalti.evaluation.pages import write_report
 from smalti.layers.transformer import TransformerConfig
 from smalti.model import Tokenizer
-from smalti.model.folder import TEXT_FILE
 from smalti.paradigms.base import Paradigm
 from smalti.paradigms.interleaved import Interleaved, InterleavedConfig
 from smalti.paradigms.llama import holds_text_model, read_llama

@@ -26,8 +26,6 @@ from smalti.recipe import Recipe, parse
 from smalti.tokenizers.autoencoder import Autoencoder
 from smalti.tokenizers.text import TextTokenizer
 
-TEXT_FILE = "tokenizers/text/tokenizer.json"  # in a model folder
-
 
 class _Unfilled(TorchFunctionMode):
     """Leaves weights as they are made: to fill those without memory, torch would load its compiler, for a second."""
@@ -96,7 +94,7 @@ def write(
         "relies_on": paradigm.relies_on(),
         "tokenizers": cutters,  # whose codes it was trained with
     }
-    files = {} if paradigm.text is None else {TEXT_FILE: paradigm.text.json_text()}
+    files = {} if paradigm.text is None else {checkpoint.TEXT_FILE: paradigm.text.json_text()}
     checkpoint.write_model(folder, config, paradigm.model_state(), card(recipe, examples, figures), tokenizers, files)
 
 
@@ -196,11 +194,11 @@ def _carried_text(folder: Path, examples: Examples) -> TextTokenizer | None:
     """The text tokenizer of a model that has one. Raises UserError where it is not the one of its vocabulary."""
     if examples.text is None:
         return None
-    text = TextTokenizer.load((folder / TEXT_FILE).parent)
+    text = TextTokenizer.load((folder / checkpoint.TEXT_FILE).parent)
     if text.sha256 != examples.text.sha256:
         raise UserError(
-            f"{folder / TEXT_FILE} is not the text tokenizer that this model was trained with: it would read every text"
-            " as another; copy the folder again"
+            f"{folder / checkpoint.TEXT_FILE} is not the text tokenizer that this model was trained with: it would read"
+            " every text as another; copy the folder again"
         )
     return text
 

@@ -33,7 +33,10 @@ class PretrainedText:
                 "a text encoder from a folder needs the library transformers: pip install 'smalti[text]', or leave"
                 " paradigm.text.folder out to train one"
             ) from error
-        wanted = "paradigm.text.folder must be that of a Hugging Face text encoder (T5, BERT, CLIP) with its tokenizer"
+        wanted = (
+            "paradigm.text.folder must be that of a Hugging Face text encoder (T5, BERT, CLIP) with its tokenizer, or a"
+            " run of --paradigm.kind interleaved"
+        )
         self.folder, config = folder, Path(folder) / "config.json"
         if not config.is_file():
             raise UserError(f"{config} is missing: {wanted}")

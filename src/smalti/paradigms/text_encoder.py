@@ -1,9 +1,9 @@
 """What a network is told of texts: their pieces, for cross-attention, and one vector of each whole.
 
-The encoder is a small transformer trained together with the network that listens to it, or one from the user's disk
-that stays as it is (`smalti.paradigms.pretrained_text`). The vector is the mean of the pieces, projected; it joins the
-time in conditioning every layer (Esser et al. 2024, arXiv 2403.03206, section 4). No text is an empty context and a
-vector that is learnt.
+The encoder is a small transformer trained together with the network that listens to it, or a model from the user's disk
+that stays as it is (`smalti.paradigms.pretrained_text`, `smalti.paradigms.interleaved_text`). The vector is the mean of
+the pieces, projected; it joins the time in conditioning every layer (Esser et al. 2024, arXiv 2403.03206, section 4).
+No text is an empty context and a vector that is learnt.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from smalti.checkpoint import is_a_model
 from smalti.config import Config, checked
 from smalti.data.batch import Batch
 from smalti.data.order import uniform
 from smalti.layers.norm import RMSNorm
 from smalti.layers.sweep import Sweep, Told
 from smalti.layers.transformer import Transformer, TransformerConfig
+from smalti.paradigms.interleaved_text import InterleavedText
 from smalti.paradigms.pretrained_text import PretrainedText
 from smalti.tokenizers.text import TextTokenizer
 
@@ -32,8 +34,9 @@ CAPTION_STREAM = 150  # of random numbers: whose caption is hidden
 class TextEncoderConfig(Config):
     """How texts are read. Its width is that of the network it tells.
 
-    `folder` is a Hugging Face folder with a text encoder (T5, BERT, CLIP, …) on this machine's disk. It is used as it
-    is, and `layers`, `heads` and `pieces` then mean nothing.
+    `folder` is a Hugging Face folder with a text encoder (T5, BERT, CLIP, …) on this machine's disk, or a model of text
+    and pictures by smalti (`--paradigm.kind interleaved`): a run, its model, or the name of one that comes along. It is
+    used as it is, and `layers`, `heads` and `pieces` then mean nothing.
     """
 
     layers: int = Field(2, ge=1, le=1000)
@@ -41,7 +44,9 @@ class TextEncoderConfig(Config):
     pieces: int = Field(1024, ge=256, le=1_000_000, description="most pieces of text in the vocabulary")
     longest: int = Field(64, ge=1, le=4096, description="pieces of a text that are read; what is longer is cut")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="share of examples that train without their caption")
-    folder: str | None = Field(None, description="a Hugging Face text encoder to use instead of training one")
+    folder: str | None = Field(
+        None, description="a text encoder to use instead of training one: Hugging Face's, or ours"
+    )
 
 
 @dataclass
@@ -93,7 +98,7 @@ class TextEncoder(nn.Module):
         self.open = nn.Parameter(torch.randn(width) * 0.02)
 
     def relies_on(self) -> dict[str, str]:
-        """The encoder's folder, if it is one from disk, and the SHA-256 of its config.json."""
+        """The encoder's folder, if it is one from disk, and the SHA-256 of its config.json, or of our weights."""
         if isinstance(self.reader, TrainedReader):
             return {}
         return {self.reader.pretrained.folder: self.reader.pretrained.sha256}
@@ -134,7 +139,8 @@ class PretrainedReader(nn.Module):
     def __init__(self, config: TextEncoderConfig, width: int) -> None:
         super().__init__()
         assert config.folder is not None
-        self.pretrained = PretrainedText(config.folder)
+        ours = is_a_model(config.folder)
+        self.pretrained = InterleavedText(config.folder) if ours else PretrainedText(config.folder)
         self.longest = config.longest
         self.norm = RMSNorm(self.pretrained.width)  # encoders differ in how loud they are, by a factor of a hundred
         self.project = nn.Linear(self.pretrained.width, width)

@@ -28,7 +28,6 @@ from smalti.recipes.emoji_words import (
     emoji_mix_vae,
     emoji_scenes,
     emoji_text_dit,
-    emoji_text_dit_scenes,
     emoji_things,
 )
 from smalti.recipes.fashion import (
@@ -78,7 +77,6 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "emoji-drawings": emoji_drawings,
     "emoji-both": emoji_both,
     "emoji": emoji,
-    "emoji-text-dit-scenes": emoji_text_dit_scenes,
     "emoji-text-dit": emoji_text_dit,
     "emoji-judge": emoji_judge,
     "folder-tokenizer": folder_tokenizer,
