@@ -5,6 +5,7 @@ model/model.safetensors    the weights
 model/README.md            the model card
 model/tokenizers/NAME/     a generator's tokenizers, each a model folder
 model/tokenizers/text/     what cuts text, if it reads any
+model/text_encoder/        a model folder: what reads its captions, if that is a model of text and pictures
 """
 
 from __future__ import annotations
@@ -120,16 +121,20 @@ def write_model(
     card: str,
     tokenizers: Mapping[str, Path] | None = None,
     files: Mapping[str, str] | None = None,
+    models: Mapping[str, Path] | None = None,
 ) -> None:
     """Write a model folder in place of what was there.
 
-    `tokenizers` are model folders that travel along, `files` the texts of further ones by their paths inside it.
+    `tokenizers` and `models` are model folders that travel along, `files` the texts of further files by their paths
+    inside it.
     """
     with new_folder(folder) as fresh:
         _write_weights(fresh, config, tensors)
         (fresh / "README.md").write_text(card, encoding="utf-8")
         for name, source in (tokenizers or {}).items():
             shutil.copytree(source, fresh / "tokenizers" / name)
+        for name, source in (models or {}).items():
+            shutil.copytree(source, fresh / name)
         for path, text in (files or {}).items():
             (fresh / path).parent.mkdir(parents=True, exist_ok=True)
             (fresh / path).write_text(text, encoding="utf-8")
@@ -184,14 +189,6 @@ def model_folder(path: str | Path) -> Path:
     if (path / "recipe.json").exists():
         raise UserError(f"{path} holds no model yet; continue it with: smalti train --resume {path}")
     raise UserError(f"{path} is not a run: it has no model/config.json")
-
-
-def is_a_model(path: str | Path) -> bool:
-    """Whether there is a model folder of ours: in a run, by its path or by its name."""
-    try:
-        return "weights_sha256" in json.loads((model_folder(path) / "config.json").read_text(encoding="utf-8"))
-    except (UserError, OSError, ValueError, TypeError):
-        return False
 
 
 def read_config(folder: Path) -> dict[str, Any]:

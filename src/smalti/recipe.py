@@ -37,7 +37,9 @@ class TrainingConfig(Config):
     betas: tuple[Share, Share] = (0.9, 0.95)
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema: float = Field(0.999, ge=0, lt=1, description="most that the running average of the weights keeps a step")
-    init_share: float = Field(0.0, ge=0, lt=1, description="share of the weights gone on from in those that are kept")
+    init_share: float = Field(
+        0.0, ge=0, lt=1, description="how much of the weights kept are those that training began with (--init)"
+    )
     seed: int = Field(0, ge=0, lt=1 << 32)
     precision: Precision = "auto"
     validate_every: int = Field(250, ge=1)

@@ -33,6 +33,7 @@ from smalti.model import Tokenizer
 from smalti.paradigms.base import Paradigm
 from smalti.paradigms.interleaved import Interleaved, InterleavedConfig
 from smalti.paradigms.llama import holds_text_model, read_llama
+from smalti.paradigms.pretrained_text import is_hugging_face
 from smalti.recipe import Recipe, override, read
 from smalti.recipes import on_source
 from smalti.recipes import recipe as named_recipe
@@ -81,6 +82,7 @@ def train(
     init = init or chosen.init
     if init is not None:
         chosen = _starting_from(chosen, Path(init))
+    chosen = models.listening_to(chosen, _wherever)
     folder = Path(out) if out is not None else Path("runs") / chosen.name
     ranks = Ranks.join()
     if (folder / "recipe.json").exists():
@@ -419,6 +421,12 @@ def _starting_from(recipe: Recipe, init: Path) -> Recipe:
         recipe = recipe.model_copy(update={"tokenizer": str(carried.resolve())})
     begun = init if init.exists() else own  # the run, or a model that comes with smalti
     return recipe.model_copy(update={"init": str(begun.resolve())})
+
+
+def _wherever(encoder: str) -> str:
+    """A run of ours by a path that holds in any working folder; a name, or a folder of others, as it is."""
+    ours = Path(encoder).exists() and not is_hugging_face(encoder)
+    return str(Path(encoder).resolve()) if ours else encoder
 
 
 def _undo_start(folder: Path) -> None:

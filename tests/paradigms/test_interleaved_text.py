@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from smalti.model import Generator, Reader, load
 from smalti.paradigms.diffusion import DiffusionConfig
 from smalti.paradigms.interleaved_text import InterleavedText
 from smalti.paradigms.text_encoder import TextEncoder, TextEncoderConfig
+from smalti.recipe import read
 from smalti.tokenizers.vocabulary import Special
 
 TEXTS = ["standing waves", "upright", "lying waves, lying waves"]
@@ -63,10 +65,10 @@ def test_it_says_what_the_last_layer_reads_before_a_picture(folder):
 
 def test_order_is_told_apart(folder):
     ours = InterleavedText(folder)
-    one, other = (
-        ours.states(*padded([ours.cut(text, 64)])) for text in ("standing waves lying", "lying waves standing")
-    )
+    turned = ("standing waves lying", "lying waves standing")
+    one, other = (ours.states(*padded([ours.cut(text, 64)])) for text in turned)
     assert one.shape == other.shape
+    assert sorted(ours.cut(turned[0], 64)) == sorted(ours.cut(turned[1], 64))
     assert not torch.allclose(one.sum(1), other.sum(1), atol=1e-3)
 
 
@@ -84,36 +86,79 @@ def test_it_is_no_part_of_the_weights(folder):
     width = encoder.reader.pretrained.width
     assert sum(p.numel() for p in encoder.reader.parameters()) == width + width * 24 + 24  # norm and projection
     assert copy.deepcopy(encoder).reader.pretrained is encoder.reader.pretrained
-    assert encoder.relies_on() == {folder: load(folder, "cpu").sha256}
+    assert encoder.relies_on() == {"the text encoder": load(folder, "cpu").sha256}
     told = encoder(["upright", "", "lying"], None)
     assert told.mask.sum(1)[1] == 0
     (told.pieces.sum() + told.pooled.sum()).backward()
     assert all(p.grad is not None for p in encoder.parameters())
 
 
-def test_a_model_that_draws_by_diffusion_listens_to_it(folder, worded, tmp_path):
-    settings = DiffusionConfig(on="pixels", patch=4, text=TextEncoderConfig(folder=folder))
+@pytest.fixture
+def listener(folder, worded, tmp_path) -> Path:
+    """A run of diffusion that listens to a model of its own copy, which has gone since."""
+    own = shutil.copytree(folder, tmp_path / "own")
+    settings = DiffusionConfig(on="pixels", patch=4, text=TextEncoderConfig(folder=str(own)))
     recipe = words_recipe(worded.data, str(worded.tokenizer), steps=2)
     recipe = recipe.model_copy(update={"paradigm": settings, "name": "listens", "tokenizer": None})
     run = runs.train(recipe, out=tmp_path / "run", device="cpu").folder
-    assert not (run / "text").exists()
-    model = load(run, "cpu")
+    shutil.rmtree(own)
+    return run
+
+
+def test_a_model_that_draws_by_diffusion_carries_it(listener, folder, tmp_path):
+    assert not (listener / "text").exists()
+    model = load(listener, "cpu")
     assert isinstance(model, Generator)
-    assert not torch.equal(model.sample(1, "upright", seed=0), model.sample(1, "lying waves", seed=0))
+    network = model.paradigm
+    for weight in network.parameters():  # output products start at zero
+        torch.nn.init.normal_(weight, std=0.2) if weight.ndim > 1 else None
+    with torch.no_grad():
+        said = [network.encoder([text], None) for text in ("standing waves lying", "lying waves standing")]
+        said[1].pooled = said[0].pooled  # so that all there is to tell them apart are the pieces
+        x = torch.zeros(1, *network.shape)
+        assert not torch.allclose(*(network(x, torch.ones(1), each)[0] for each in said), atol=1e-3)
+    written = (listener / "model" / "config.json").read_text() + (listener / "model" / "README.md").read_text()
+    assert str(tmp_path) not in written
+    assert json.loads((listener / "model" / "config.json").read_text())["recipe"]["paradigm"]["text"]["folder"] == "own"
+    carried = listener / "model" / "text_encoder"
+    assert load(carried, "cpu").sha256 == load(folder, "cpu").sha256
+
+
+def test_another_encoder_is_refused(listener, worded):
+    carried = listener / "model" / "text_encoder"
+    shutil.rmtree(carried)
+    shutil.copytree(worded.run / "model", carried)
+    with pytest.raises(UserError, match="the text encoder is not the model that"):
+        load(listener, "cpu")
+
+
+def test_a_run_named_from_another_folder_is_found_again(folder, worded, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "here" / "own")
+    monkeypatch.chdir(tmp_path / "here")
+    settings = DiffusionConfig(on="pixels", patch=4, text=TextEncoderConfig(folder="own"))
+    recipe = words_recipe(worded.data, str(worded.tokenizer), steps=2)
+    recipe = recipe.model_copy(update={"paradigm": settings, "tokenizer": None})
+    run = runs.train(recipe, out=tmp_path / "run", device="cpu").folder
+    assert read(run / "recipe.json").paradigm.text.folder == str(tmp_path / "here" / "own")
 
 
 def test_what_is_no_such_model_is_refused_in_one_line(folder, worded, tmp_path):
     with pytest.raises(UserError, match=r"is no text encoder: .*interleaved"):
         InterleavedText(str(worded.tokenizer))
-    for name, change in (("text", "tokenizers/text/tokenizer.json"), ("weights", "model.safetensors")):
-        broken = tmp_path / name
-        shutil.copytree(f"{folder}/model", broken)
-        (broken / change).unlink()
-        with pytest.raises(UserError) as error:
-            TextEncoder(TextEncoderConfig(folder=str(broken)), NETWORK, 0)
-        assert "\n" not in str(error.value)
-    config = json.loads((tmp_path / "weights" / "config.json").read_text())
+    wrong = {
+        tmp_path / "nothing": "no run at",
+        shutil.copytree(f"{folder}/model", tmp_path / "text"): "holds no text tokenizer",
+        shutil.copytree(f"{folder}/model", tmp_path / "weights"): "model.safetensors",
+        shutil.copytree(f"{folder}/model", tmp_path / "json"): "is damaged",
+        shutil.copytree(f"{folder}/model", tmp_path / "recipe"): "is no text encoder",
+    }
+    (tmp_path / "text" / "tokenizers" / "text" / "tokenizer.json").unlink()
+    (tmp_path / "weights" / "model.safetensors").unlink()
+    (tmp_path / "json" / "config.json").write_text("{")
+    config = json.loads((tmp_path / "recipe" / "config.json").read_text())
     del config["recipe"]["paradigm"]
-    (tmp_path / "weights" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="is no text encoder"):
-        InterleavedText(str(tmp_path / "weights"))
+    (tmp_path / "recipe" / "config.json").write_text(json.dumps(config))
+    for path, told in wrong.items():
+        with pytest.raises(UserError, match=told) as error:
+            TextEncoder(TextEncoderConfig(folder=str(path)), NETWORK, 0)
+        assert "\n" not in str(error.value)

@@ -22,6 +22,8 @@ from smalti.model.generator import Generator
 from smalti.model.reader import Reader
 from smalti.model.tokenizer import Tokenizer
 from smalti.paradigms.base import Paradigm
+from smalti.paradigms.diffusion import DiffusionConfig
+from smalti.paradigms.text_encoder import CARRIED
 from smalti.recipe import Recipe, parse
 from smalti.tokenizers.autoencoder import Autoencoder
 from smalti.tokenizers.text import TextTokenizer
@@ -81,7 +83,9 @@ def write(
     Where the recipe names the run of its tokenizer, which may be anywhere, the folder has that tokenizer's recipe; of
     the run it goes on from it has the name.
     """
-    recipe, cutters = _anywhere(recipe), {}
+    recipe, cutters, models = _anywhere(recipe), {}, paradigm.carries()
+    if CARRIED in models:
+        recipe = listening_to(recipe, lambda encoder: Path(encoder).name)
     for name, carried in (tokenizers or {}).items():
         told = checkpoint.read_config(carried)
         cutters[name], settings = told["weights_sha256"], told["recipe"]
@@ -95,7 +99,8 @@ def write(
         "tokenizers": cutters,  # whose codes it was trained with
     }
     files = {} if paradigm.text is None else {checkpoint.TEXT_FILE: paradigm.text.json_text()}
-    checkpoint.write_model(folder, config, paradigm.model_state(), card(recipe, examples, figures), tokenizers, files)
+    page = card(recipe, examples, figures)
+    checkpoint.write_model(folder, config, paradigm.model_state(), page, tokenizers, files, models)
 
 
 def write_card(path: Path, figures: Mapping[str, Any]) -> None:
@@ -115,6 +120,15 @@ def _anywhere(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"init": Path(recipe.init).name}) if recipe.init else recipe
 
 
+def listening_to(recipe: Recipe, renamed: Callable[[str], str]) -> Recipe:
+    """A recipe that names the model that reads its captions otherwise; any other as it is."""
+    paradigm = recipe.paradigm
+    if not isinstance(paradigm, DiffusionConfig) or paradigm.text is None or paradigm.text.folder is None:
+        return recipe
+    text = paradigm.text.model_copy(update={"folder": renamed(paradigm.text.folder)})
+    return recipe.model_copy(update={"paradigm": paradigm.model_copy(update={"text": text})})
+
+
 def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator | Aligner:
     """Rebuild the model of a run, or of a model folder. Raises UserError when it is missing, damaged or too new."""
     folder = checkpoint.model_folder(path)
@@ -131,7 +145,9 @@ def load(path: str | Path, device: str = "auto") -> Tokenizer | Generator | Alig
         _check_fits(tokenizer, examples, damaged)  # before anything is built as large as it says
     text = _carried_text(folder, examples)
     try:
-        paradigm = build(recipe, examples, text)
+        carried = folder / CARRIED
+        whole = listening_to(recipe, lambda encoder: str(carried) if carried.is_dir() else encoder)
+        paradigm = build(whole, examples, text)
     except (RuntimeError, ValueError, OverflowError) as error:
         raise UserError(f"{damaged} that can be built") from error
     _check_relied_on(paradigm, config.get("relies_on", {}), folder)

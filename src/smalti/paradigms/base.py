@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -91,7 +92,11 @@ class Paradigm(nn.Module, ABC):
         self.load_state_dict(state)
 
     def relies_on(self) -> dict[str, str]:
-        """Models on the user's disk that it needs beside its own weights: folder -> SHA-256 of its config.json."""
+        """Models that it was trained with, beside its own weights: what it is, or its folder -> a SHA-256 of it."""
+        return {}
+
+    def carries(self) -> dict[str, Path]:
+        """Model folders that it needs beside its own weights, and that travel in its own: name -> where each is."""
         return {}
 
     def rates(self) -> dict[str, float]:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import count
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -193,6 +194,9 @@ class Diffusion(Paradigm):
 
     def relies_on(self) -> dict[str, str]:
         return {} if self.encoder is None else self.encoder.relies_on()
+
+    def carries(self) -> dict[str, Path]:
+        return {} if self.encoder is None else self.encoder.carries()
 
     def first_latents(self, batch: Batch) -> Tensor:
         return batch.x.float().flatten(2).transpose(1, 2).flatten(0, 1)

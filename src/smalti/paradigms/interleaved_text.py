@@ -21,14 +21,15 @@ from smalti.tokenizers.vocabulary import Text
 
 
 class InterleavedText:
-    """Pieces of text -> what the last layer of such a model reads of them.
+    """Pieces of text -> what the last layer of such a model reads of them, normalised; of a single layer, what it says.
 
-    `folder` is a run, a model folder, or the name of a model that comes along. As `PretrainedText`, it is no
-    `nn.Module`. Raises UserError where the folder holds no model of text and pictures, or is damaged.
+    `folder` is a run, a model folder, or the name of a model that comes along; `found` is where the model lies. As
+    `PretrainedText`, it is no `nn.Module`. Raises UserError where there is no model of text and pictures, or a damaged
+    one.
     """
 
     def __init__(self, folder: str) -> None:
-        self.folder, found = folder, find(folder)
+        self.found = found = find(folder)
         config = read_config(found)
         wanted = f"{folder} is no text encoder: it must have been trained with --paradigm.kind interleaved"
         try:
@@ -39,15 +40,15 @@ class InterleavedText:
             raise UserError(wanted) from error
         told = checked(Examples, examples, wanted)
         shape = checked(TransformerConfig, network, wanted)
-        model = checked(InterleavedConfig, settings, wanted).build(shape, told, steps=1)
-        text = TextTokenizer.load((found / TEXT_FILE).parent)
+        text, weights = TextTokenizer.load((found / TEXT_FILE).parent), read_weights(found, config)
         if told.text is None or text.sha256 != told.text.sha256:
             raise UserError(f"{found / TEXT_FILE} is not the text tokenizer that {folder} was trained with")
-        model.text = text
         try:
-            model.load_model_state(read_weights(found, config))
-        except RuntimeError as error:
+            model = checked(InterleavedConfig, settings, wanted).build(shape, told, steps=1)
+            model.load_model_state(weights)
+        except (RuntimeError, ValueError, OverflowError) as error:
             raise UserError(f"{found} is damaged: its weights do not fit its config.json") from error
+        model.text = text
         # what the last layer would make of a text that is given is never asked for
         model.network.blocks = model.network.blocks[: max(1, shape.layers - 1)]
         self._model: Interleaved = model.eval().requires_grad_(False)

@@ -6,6 +6,7 @@ Imagen, arXiv 2205.11487, section 2.1). It is loaded by Hugging Face `transforme
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ from smalti.checkpoint import sha256
 from smalti.errors import UserError
 
 MOST = 1 << 20  # pieces; tokenizers without a limit of their own say a number far above any
+
+
+def is_hugging_face(folder: str) -> bool:
+    """Whether a folder holds a model, and it is none of ours."""
+    try:
+        return "weights_sha256" not in json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 class PretrainedText:
@@ -33,10 +42,7 @@ class PretrainedText:
                 "a text encoder from a folder needs the library transformers: pip install 'smalti[text]', or leave"
                 " paradigm.text.folder out to train one"
             ) from error
-        wanted = (
-            "paradigm.text.folder must be that of a Hugging Face text encoder (T5, BERT, CLIP) with its tokenizer, or a"
-            " run of --paradigm.kind interleaved"
-        )
+        wanted = "paradigm.text.folder must be that of a Hugging Face text encoder (T5, BERT, CLIP) with its tokenizer"
         self.folder, config = folder, Path(folder) / "config.json"
         if not config.is_file():
             raise UserError(f"{config} is missing: {wanted}")

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from smalti.checkpoint import is_a_model
 from smalti.config import Config, checked
 from smalti.data.batch import Batch
 from smalti.data.order import uniform
@@ -25,9 +25,10 @@ from smalti.layers.norm import RMSNorm
 from smalti.layers.sweep import Sweep, Told
 from smalti.layers.transformer import Transformer, TransformerConfig
 from smalti.paradigms.interleaved_text import InterleavedText
-from smalti.paradigms.pretrained_text import PretrainedText
+from smalti.paradigms.pretrained_text import PretrainedText, is_hugging_face
 from smalti.tokenizers.text import TextTokenizer
 
+CARRIED = "text_encoder"  # in the model folder of what listens to it
 CAPTION_STREAM = 150  # of random numbers: whose caption is hidden
 
 
@@ -83,7 +84,7 @@ class Context:
 class TextEncoder(nn.Module):
     """Texts -> `Context` for a network of this size; `pieces` is the size of the vocabulary, for one that is trained.
 
-    Raises UserError on heads that do not divide the width, and as `PretrainedText` does.
+    Raises UserError on heads that do not divide the width, and as `PretrainedText` and `InterleavedText` do.
     """
 
     def __init__(self, config: TextEncoderConfig, network: TransformerConfig, pieces: int) -> None:
@@ -98,10 +99,18 @@ class TextEncoder(nn.Module):
         self.open = nn.Parameter(torch.randn(width) * 0.02)
 
     def relies_on(self) -> dict[str, str]:
-        """The encoder's folder, if it is one from disk, and the SHA-256 of its config.json, or of our weights."""
+        """The SHA-256 of an encoder that is not trained here: of its config.json by its folder, or of our weights."""
         if isinstance(self.reader, TrainedReader):
             return {}
-        return {self.reader.pretrained.folder: self.reader.pretrained.sha256}
+        pretrained = self.reader.pretrained
+        name = "the text encoder" if isinstance(pretrained, InterleavedText) else pretrained.folder
+        return {name: pretrained.sha256}
+
+    def carries(self) -> dict[str, Path]:
+        """The model folder of an encoder of ours. One of Hugging Face stays where it is."""
+        if isinstance(self.reader, TrainedReader) or isinstance(self.reader.pretrained, PretrainedText):
+            return {}
+        return {CARRIED: self.reader.pretrained.found}
 
     def forward(self, texts: Sequence[str], cut: TextTokenizer | None) -> Context:
         """`cut` cuts the texts of an encoder that is trained. A text is read once, however often it is there."""
@@ -139,8 +148,8 @@ class PretrainedReader(nn.Module):
     def __init__(self, config: TextEncoderConfig, width: int) -> None:
         super().__init__()
         assert config.folder is not None
-        ours = is_a_model(config.folder)
-        self.pretrained = InterleavedText(config.folder) if ours else PretrainedText(config.folder)
+        theirs = is_hugging_face(config.folder)
+        self.pretrained = PretrainedText(config.folder) if theirs else InterleavedText(config.folder)
         self.longest = config.longest
         self.norm = RMSNorm(self.pretrained.width)  # encoders differ in how loud they are, by a factor of a hundred
         self.project = nn.Linear(self.pretrained.width, width)

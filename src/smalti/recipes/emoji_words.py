@@ -210,7 +210,7 @@ def emoji_text_dit() -> Recipe:
     """Scenes drawn by a diffusion transformer that reads their captions by cross-attention, in the latent of a VAE.
 
     What it reads is what `emoji` knows of a caption. An encoder that began with nothing told apart what was asked for,
-    after 3,300 steps, but not which thing stands where. Training sees much noise, for with little of it the picture
+    after 3,800 steps, but not which thing stands where. Training sees much noise, for with little of it the picture
     itself tells that.
 
     smalti train emoji-text-dit

@@ -266,7 +266,8 @@ class _Fit:
         self.paradigm.load_state_dict(state["paradigm"])
         self.average.module.load_state_dict(state["average"])
         self.average.updates = state["average_updates"]
-        self.average.start = state.get("average_start")
+        if state.get("average_start") is not None:
+            self.average.start = [each.to(self.device) for each in state["average_start"]]
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.progress = Progress(**state["progress"])
@@ -282,8 +283,9 @@ class _Fit:
         left = seconds_a_step * (self.config.steps - self.progress.step)
         weights = sum(p.numel() * p.element_size() for p in self.paradigm.parameters())
         if left > 60:
+            copies = 5 if self.average.start is None else 6
             memory = f", {peak_memory(self.device):.1f} GiB of memory"
-            say(f"{self.run.title}: about {left / 60:.0f} min{memory}, {5 * weights / 2**20:.0f} MiB on disk")
+            say(f"{self.run.title}: about {left / 60:.0f} min{memory}, {copies * weights / 2**20:.0f} MiB on disk")
 
 
 @contextmanager
