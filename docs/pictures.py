@@ -4,6 +4,7 @@ python docs/pictures.py labels runs/fashion docs/pictures/fashion.png
 python docs/pictures.py rebuilt runs/bottlenecks/600s/* docs/pictures/bottlenecks.png
 python docs/pictures.py words emoji docs/pictures/words.png
 python docs/pictures.py scenes emoji docs/pictures/words/scenes.png
+python docs/pictures.py scenes runs/emoji-text-dit docs/pictures/words/scenes-dit.png
 python docs/pictures.py failures emoji docs/pictures/words/failures.png
 python docs/pictures.py drawings emoji docs/pictures/words/drawings.png
 

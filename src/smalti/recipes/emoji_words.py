@@ -215,6 +215,8 @@ def emoji_text_dit() -> Recipe:
 
     smalti train emoji-text-dit
     data: emoji-scenes
+    time: 51 min on two cores that multiply bf16 in tiles, after the VAE's 9
+    result: 0.96 of the things of scenes with unseen pairs at their place, the ground always as asked
     """
     dit = emoji_dit()
     return dit.model_copy(
@@ -229,6 +231,8 @@ def emoji_text_dit() -> Recipe:
             "model.dropout": 0.0,
             "paradigm.times": "uniform",
             "paradigm.shift": 3.0,
+            "paradigm.sampling.guidance": 3.0,
+            "paradigm.sampling.steps": 12,
             "training.variants": 1,
             "training.steps": 1800,
             "training.lr_end": 0.01,
