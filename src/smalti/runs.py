@@ -150,6 +150,7 @@ class _Training:
             )
         # before a tokenizer is trained for nothing
         models.check_size(recipe, source.signal)
+        recipe.paradigm.check()
         if recipe.paradigm.words and not source.has_text:
             raise UserError(
                 f"{source.name} has no captions, which {recipe.name} learns from: give the folder a metadata.jsonl, a"

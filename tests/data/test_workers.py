@@ -139,6 +139,23 @@ def test_ctrl_c_is_left_to_the_process_that_started_them(source, tmp_path):
     assert err.strip().endswith("KeyboardInterrupt")
 
 
+@on_linux
+def test_what_ends_a_group_leaves_them_be(source, tmp_path):
+    process = start(source, tmp_path, "wait", start_new_session=True)
+    assert process.stdout is not None
+    line = ""
+    while not line.startswith("workers"):
+        line = process.stdout.readline()
+    pids = [int(pid) for pid in line.split()[1:]]
+    assert process.pid not in [os.getpgid(pid) for pid in pids]
+    os.killpg(process.pid, signal.SIGTERM)  # as `timeout` does it
+    process.communicate(timeout=120)
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in pids)  # by themselves, after their process
+
+
 def test_only_broken_files_are_forgiven(source, monkeypatch):
     def bug(self, i):
         raise ZeroDivisionError

@@ -11,8 +11,8 @@ import pytest
 import torch
 from tests.tiny import smalti as smalti
 from tests.tiny import tiny as tiny
+from tests.tiny import tokenizer_recipe, words_recipe
 from tests.tiny import worded as worded
-from tests.tiny import words_recipe
 
 from smalti import runs
 from smalti.errors import UserError
@@ -140,6 +140,16 @@ def test_a_run_named_from_another_folder_is_found_again(folder, worded, tmp_path
     recipe = recipe.model_copy(update={"paradigm": settings, "tokenizer": None})
     run = runs.train(recipe, out=tmp_path / "run", device="cpu").folder
     assert read(run / "recipe.json").paradigm.text.folder == str(tmp_path / "here" / "own")
+
+
+def test_a_wrong_folder_is_told_before_a_tokenizer_is_trained(worded, tmp_path):
+    recipe = words_recipe(worded.data, tokenizer_recipe(worded.data), steps=1)
+    for folder, told in ((tmp_path / "nowhere", "no run at"), (worded.tokenizer, "is no text encoder")):
+        settings = DiffusionConfig(on="latents", patch=1, text=TextEncoderConfig(folder=str(folder)))
+        changed = recipe.model_copy(update={"paradigm": settings})
+        with pytest.raises(UserError, match=told):
+            runs.train(changed, out=tmp_path / "run", device="cpu")
+        assert not (tmp_path / "run" / "recipe.json").exists()
 
 
 def test_what_is_no_such_model_is_refused_in_one_line(folder, worded, tmp_path):

@@ -1,7 +1,8 @@
 """Processes that read a source's examples, started by spawn so that they work alike on Linux, macOS and Windows.
 
-They end with the process that started them, even when that one is killed, and they leave Ctrl-C to it. They never
-import the caller's main module, so a script without `if __name__ == "__main__"` can use them too.
+They end with the process that started them, even when that one is killed. What is sent to its whole group, as Ctrl-C is
+and what `timeout` sends, they leave to it: one that ended in the middle of an answer would be waited for without end.
+They never import the caller's main module, so a script without `if __name__ == "__main__"` can use them too.
 """
 
 from __future__ import annotations
@@ -92,6 +93,8 @@ def _begin(source: Source) -> None:
     global _source
     _source = source
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it could not be masked
+    if hasattr(os, "setpgid"):  # not on Windows
+        os.setpgid(0, 0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

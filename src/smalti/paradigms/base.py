@@ -54,6 +54,9 @@ class ParadigmConfig(Config):
         """Whether it also learns from the codes of pictures that were laid from codes."""
         return False
 
+    def check(self) -> None:
+        """Raises UserError where a model that it needs is not there, or is no such one."""
+
 
 class Paradigm(nn.Module, ABC):
     """A way of training: it owns the networks, and says what their losses are.

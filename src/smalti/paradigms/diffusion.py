@@ -47,7 +47,7 @@ from smalti.paradigms.solvers import (
     heun,
     moved,
 )
-from smalti.paradigms.text_encoder import Context, TextEncoder, TextEncoderConfig, shown_texts
+from smalti.paradigms.text_encoder import Context, PretrainedReader, TextEncoder, TextEncoderConfig, shown_texts
 from smalti.term import Term
 from smalti.tokenizers.bottlenecks import Moment
 
@@ -123,6 +123,10 @@ class DiffusionConfig(ParadigmConfig):
     def longest(self) -> int | None:
         """Pieces of a text that are read."""
         return None if self.text is None else self.text.longest
+
+    def check(self) -> None:
+        if self.text is not None and self.text.folder is not None:
+            PretrainedReader(self.text, 1)
 
     def build(self, model: TransformerConfig, examples: Examples, steps: int) -> Diffusion:
         """Raises UserError where there are no latents, or no captions for a model of text, and where patches do not
